@@ -1,0 +1,42 @@
+# `make repro` and `make test` need only Python >= 3.11, git and make; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+# Stages run as `python -m stages.NAME`: this makes that the environment's Python.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help setup repro test check fix
+
+help:
+	@echo "make repro   set up .venv and run the pipeline of params.yaml from raw data to report/index.html"
+	@echo "make test    set up .venv and run the tests (PYTEST_ARGS='-k phantom' to choose)"
+	@echo "make check   ruff and mypy; make fix lets ruff mend what it can"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Error: $(PYTHON) is `$(PYTHON) --version`; VesselForge needs Python >= 3.11 (make PYTHON=python3.12 ...)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@# A ZIP download has no .git; DVC must be told, or it stops.
+	@test -e .git || dvc config --local core.no_scm true
+	@touch $@
+
+repro: setup
+	dvc repro
+	@echo "Open report/index.html; compare with 'dvc metrics show' and 'dvc metrics diff' (. $(VENV)/bin/activate first)."
+
+test: setup
+	python -m pytest $(PYTEST_ARGS)
+
+check: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	python -m stages.validate params.yaml presets/*.yaml
+	python -m stages.closure
+
+fix: setup
+	ruff check --fix .
+	ruff format .

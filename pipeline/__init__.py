@@ -1,0 +1,1 @@
+"""Segmentation: datasets, phantom, models, training, inference, metrics and report."""

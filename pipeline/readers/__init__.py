@@ -1,0 +1,1 @@
+"""One module per dataset: which files belong together, and which split they officially belong to."""

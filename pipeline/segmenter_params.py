@@ -1,0 +1,44 @@
+"""How a segmenter is built and trained: the section that base training and retraining share."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.augment import Augmentation
+from pipeline.frames import Resolution
+from pipeline.losses import LossWeights
+from pipeline.models.registry import Architecture
+from pipeline.threshold import Threshold
+
+
+class SegmenterParams(Architecture):
+    """Architecture (see `Architecture`), working size, loss and optimiser.
+
+    Attributes:
+        resolution: long side of the frames that the network works on, in pixels; or `native`.
+        crop: side of random square training crops, divisible by 8; null trains on full frames.
+        loss: weights of binary cross-entropy and Dice.
+        batch_size: frames (or crops) in a step.
+        weight_decay: L2 penalty of Adam.
+        ema_decay: of the moving average of the weights that is validated and kept; 0 keeps the weights
+            themselves.
+        validate_every: epochs between validations; the last epoch of a phase is always validated.
+        threshold: probability from which on a pixel is vessel, or `validation`: the F1-maximal one on the
+            validation images.
+        augmentation: ranges of the random changes, where a phase augments.
+    """
+
+    resolution: Resolution = 512
+    crop: Annotated[int, Field(ge=16, multiple_of=8)] | None = None
+    loss: LossWeights = LossWeights()
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    threshold: Threshold = 0.5
+    augmentation: Augmentation = Augmentation()
+
+    @property
+    def architecture(self) -> Architecture:
+        """The part that defines the network."""
+        return Architecture.model_validate(self.model_dump(include=set(Architecture.model_fields)))

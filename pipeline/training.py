@@ -1,0 +1,368 @@
+"""Training a segmenter: phases of epochs, Adam, the best epoch by validation AUC, exact resume.
+
+All randomness of an epoch follows from (seed, epoch): a run that was stopped and resumed gives the same
+bits on the CPU as one that was not, and so does any number of loader threads.
+"""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.augment import make_example
+from pipeline.errors import UserError
+from pipeline.frames import Statistics, network_input, pad_together
+from pipeline.losses import segmentation_loss
+from pipeline.models.registry import build_model
+from pipeline.segmenter_params import SegmenterParams
+from pipeline.training_checkpoint import CheckpointFile, HistoryRow, TrainingState, best_row
+from pipeline.training_data import TrainingFrame, ValidationFrame
+from pipeline.validation import ValidationScore, check_validation, choose_threshold, validate
+
+Precision = Literal["float32", "bfloat16"]
+T = TypeVar("T")
+R = TypeVar("R")
+
+# What a random stream is for; part of its seed.
+_WEIGHTS, _DROPBLOCK, _ORDER, _EXAMPLES = range(4)
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """A stretch of training on one set of frames. Weights and optimiser state go on to the next phase.
+
+    Attributes:
+        name: for the history.
+        frames: at least one.
+        epochs: may be 0.
+        learning_rate: of Adam, constant within the phase.
+        augment: whether frames are augmented.
+    """
+
+    name: str
+    frames: Sequence[TrainingFrame]
+    epochs: int
+    learning_rate: float
+    augment: bool
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to run, which (on the CPU) does not change the result.
+
+    Attributes:
+        device: of the network.
+        workers: threads that prepare batches ahead; 0 prepares them in between.
+        precision: `bfloat16` computes in mixed precision, on CUDA only.
+        checkpoint_dir: private folder to resume from; None keeps no checkpoint.
+        checkpoint_minutes: between checkpoints; one is also written on an interrupt from the keyboard.
+        progress: whether to show a bar.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    workers: int = 0
+    precision: Precision = "float32"
+    checkpoint_dir: Path | None = None
+    checkpoint_minutes: float = 5.0
+    progress: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedSegmenter:
+    """The result: the network of the best epoch, on the CPU in evaluation mode.
+
+    Attributes:
+        network: with the weights of `best`.
+        threshold: named by the parameters, or fitted on the validation images.
+        best: the epoch with the largest validation AUC.
+        history: every epoch.
+    """
+
+    network: nn.Module
+    threshold: float
+    best: HistoryRow
+    history: tuple[HistoryRow, ...]
+
+    def write_history(self, path: Path) -> None:
+        """Write one row per epoch as CSV: phase, epoch, learning_rate, train_loss, validation_{loss,auc}."""
+        table = pd.DataFrame([asdict(row) for row in self.history])
+        table.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
+
+
+def train_segmenter(
+    phases: Sequence[Phase],
+    validation: Sequence[ValidationFrame],
+    params: SegmenterParams,
+    statistics: Statistics,
+    *,
+    seed: int,
+    execution: Execution | None = None,
+    on_epoch: Callable[[HistoryRow], None] | None = None,
+) -> TrainedSegmenter:
+    """Train a network from scratch through all phases and keep the best epoch's weights.
+
+    Args:
+        phases: in order; at least one epoch in all.
+        validation: frames that choose the epoch (and the threshold); never trained on.
+        params: architecture, loss, optimiser, augmentation.
+        statistics: of the real training images, to normalise every input with.
+        seed: >= 0; decides weights, order, augmentation and DropBlock.
+        execution: device and the like; the CPU by default.
+        on_epoch: called after each epoch (for live plots).
+
+    Raises:
+        UserError: nothing to train on or to validate with, the loss is no longer finite, or the checkpoint
+            belongs to another run.
+    """
+    execution = execution or Execution()
+    schedule = _schedule(phases)
+    check_validation(validation)
+    checkpoint = CheckpointFile(
+        execution.checkpoint_dir,
+        execution.checkpoint_minutes,
+        _identity(phases, validation, params, statistics, seed),
+    )
+    with _own_random_state(execution.device):
+        state = _initial_state(params, seed, execution.device)
+        if snapshot := checkpoint.load():
+            state.restore(snapshot)
+        trainer = _EpochTrainer(state, params, statistics, seed, execution)
+        done = len(state.history)
+        with (
+            tqdm(
+                schedule[done:], "train", len(schedule), initial=done, disable=not execution.progress
+            ) as bar,
+            checkpoint.saved_on_interrupt(),
+        ):
+            for epoch in bar:
+                train_loss = trainer.run(epoch)
+                score = None
+                if epoch.is_last_of_phase or epoch.number % params.validate_every == 0:
+                    score = validate(state.averaged, validation, statistics, params.loss)
+                row = _finish_epoch(state, epoch, train_loss, score)
+                checkpoint.keep(state.snapshot())
+                bar.set_postfix(_figures(state.history), refresh=False)
+                if on_epoch is not None:
+                    on_epoch(row)
+
+    network = state.averaged.cpu()
+    network.load_state_dict(state.best)
+    network.eval()
+    best = best_row(state.history)
+    if best is None:
+        raise AssertionError("the last epoch of every phase is validated")
+    threshold = choose_threshold(network, validation, statistics, params.threshold)
+    return TrainedSegmenter(network, threshold, best, tuple(state.history))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    number: int  # from 1, through all phases
+    phase: Phase
+    is_last_of_phase: bool
+
+
+def _schedule(phases: Sequence[Phase]) -> list[_Epoch]:
+    schedule: list[_Epoch] = []
+    for phase in phases:
+        if phase.epochs and not phase.frames:
+            raise UserError(f"phase {phase.name} has no frames to train on; give it some, or 0 epochs")
+        for index in range(phase.epochs):
+            schedule.append(_Epoch(len(schedule) + 1, phase, index == phase.epochs - 1))
+    if not schedule:
+        raise UserError("there are 0 epochs in all; expected at least one")
+    return schedule
+
+
+class _EpochTrainer:
+    """Runs single epochs on a state."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        params: SegmenterParams,
+        statistics: Statistics,
+        seed: int,
+        execution: Execution,
+    ) -> None:
+        self.state = state
+        self.params = params
+        self.statistics = statistics
+        self.seed = seed
+        self.execution = execution
+
+    def run(self, epoch: _Epoch) -> float:
+        """Train for one epoch and return the mean loss over its examples."""
+        torch.manual_seed(_torch_seed(self.seed, _DROPBLOCK, epoch.number))
+        self.state.network.train()
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = epoch.phase.learning_rate
+        total = 0.0
+        for images, targets in self._batches(epoch):
+            loss = self._step(images.to(self.execution.device), targets.to(self.execution.device))
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss became {loss} in epoch {epoch.number} (phase {epoch.phase.name}, learning "
+                    f"rate {epoch.phase.learning_rate:g}); expected a finite number: lower the learning "
+                    "rate, or set runtime.precision to float32"
+                )
+            total += loss * len(images)
+        return total / len(epoch.phase.frames)
+
+    def _step(self, images: Tensor, targets: Tensor) -> float:
+        state = self.state
+        with self._autocast():
+            logits = state.network(images)
+        loss = segmentation_loss(logits, targets, self.params.loss)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        state.optimizer.step()
+        state.steps += 1
+        if state.averaged is not state.network:
+            _update_average(state.averaged, state.network, self.params.ema_decay, state.steps)
+        return loss.item()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.execution.precision == "bfloat16" and self.execution.device.type == "cuda":
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _batches(self, epoch: _Epoch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images [N, 3, H, W] and targets [N, 1, H, W] of every frame once, in random order."""
+        frames = epoch.phase.frames
+        order = _generator(self.seed, _ORDER, epoch.number).permutation(len(frames)).tolist()
+        size = self.params.batch_size
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+
+        def make_batch(indices: list[int]) -> tuple[Tensor, Tensor]:
+            settings = self.params.augmentation if epoch.phase.augment else None
+            examples = [
+                make_example(
+                    frames[index],
+                    self.params.crop,
+                    settings,
+                    _generator(self.seed, _EXAMPLES, epoch.number, index),
+                )
+                for index in indices
+            ]
+            images = network_input([example.image for example in examples], self.statistics)
+            targets = pad_together([example.target for example in examples])
+            return images, torch.from_numpy(targets)[:, None]  # [N, 1, H, W]
+
+        yield from prefetch(make_batch, chunks, self.execution.workers)
+
+
+def prefetch(make: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """Map `make` over `items` in order, up to `workers` items ahead in as many threads; 0 uses none."""
+    if workers == 0:
+        yield from map(make, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[R]] = deque()
+        for item in items:
+            pending.append(pool.submit(make, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _initial_state(params: SegmenterParams, seed: int, device: torch.device) -> TrainingState:
+    torch.manual_seed(_torch_seed(seed, _WEIGHTS))
+    network = build_model(params.architecture).to(device)
+    averaged = deepcopy(network) if params.ema_decay > 0 else network
+    optimizer = torch.optim.Adam(network.parameters(), weight_decay=params.weight_decay)
+    return TrainingState(network, averaged, optimizer)
+
+
+def _finish_epoch(
+    state: TrainingState, epoch: _Epoch, train_loss: float, score: ValidationScore | None
+) -> HistoryRow:
+    """Note the epoch in the history, and keep its weights if they are the best so far."""
+    row = HistoryRow(
+        phase=epoch.phase.name,
+        epoch=epoch.number,
+        learning_rate=epoch.phase.learning_rate,
+        train_loss=train_loss,
+        validation_loss=None if score is None else score.loss,
+        validation_auc=None if score is None else score.auc,
+    )
+    state.history.append(row)
+    if score is not None and best_row(state.history) is row:
+        weights = state.averaged.state_dict()
+        state.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+    return row
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Exponential moving average of the weights:  θ̄ ← d θ̄ + (1 − d) θ,  with d = min(decay, (1 + t) / (10 + t))
+# at step t, so that the random start is forgotten at once. Batch statistics are copied.
+def _update_average(averaged: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        pairs = zip(averaged.parameters(), network.parameters(), strict=True)
+        for mean, value in pairs:
+            mean.lerp_(value, 1 - decay)
+        for kept, current in zip(averaged.buffers(), network.buffers(), strict=True):
+            kept.copy_(current)
+
+
+def _identity(
+    phases: Sequence[Phase],
+    validation: Sequence[ValidationFrame],
+    params: SegmenterParams,
+    statistics: Statistics,
+    seed: int,
+) -> dict[str, Any]:
+    """Describe a run: a checkpoint must come from an equal one."""
+    return {
+        "seed": seed,
+        "params": params.model_dump(),
+        "statistics": statistics.model_dump(),
+        "phases": [
+            {
+                "name": phase.name,
+                "epochs": phase.epochs,
+                "learning_rate": phase.learning_rate,
+                "augment": phase.augment,
+                "frames": [frame.id for frame in phase.frames],
+            }
+            for phase in phases
+        ],
+        "validation": [frame.working.id for frame in validation],
+    }
+
+
+@contextlib.contextmanager
+def _own_random_state(device: torch.device) -> Iterator[None]:
+    """Leave torch's global generators to the caller as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _generator(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.default_rng([seed, *stream])
+
+
+def _torch_seed(seed: int, *stream: int) -> int:
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0])
+
+
+def _figures(history: Sequence[HistoryRow]) -> dict[str, str]:
+    row, best = history[-1], best_row(history)
+    figures = {"phase": row.phase, "loss": f"{row.train_loss:.4f}"}
+    if best is not None:
+        figures["best AUC"] = f"{best.validation_auc:.4f}"
+    return figures

@@ -1,0 +1,51 @@
+"""Generate the pool of synthetic images."""
+
+import csv
+from typing import Annotated
+
+from pydantic import Field
+from tqdm import tqdm
+
+from pipeline.images import write_png
+from pipeline.schema import Strict
+from stages.context import StageRun, stage_command
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.sampling import load_generator, sample_images
+
+COLUMNS = ("id", "image", "seed", "psi")
+
+
+class Params(Strict):
+    """The `synthesize` section.
+
+    Attributes:
+        pool: number of images; a larger pool holds the smaller one.
+        psi: truncation: 1 = full variety, 0 = only the mean image.
+        first_seed: image i is made from seed first_seed + i.
+    """
+
+    pool: Annotated[int, Field(ge=1, le=1_000_000)]
+    psi: Annotated[float, Field(ge=0, le=2)] = 0.7
+    first_seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+
+
+@stage_command("synthesize", Params, expected_errors=(StyleGAN2Error,))
+def main(run: StageRun) -> None:
+    """Generate the pool of synthetic images."""
+    params: Params = run.params
+    generator = load_generator(run.dep("models/gan"), run.runtime.torch_device())
+    folder = run.out("data/synthetic/images")
+    folder.mkdir(parents=True)
+    seeds = range(params.first_seed, params.first_seed + params.pool)
+    images = sample_images(generator, seeds, params.psi)
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        manifest = csv.writer(file, lineterminator="\n")
+        manifest.writerow(COLUMNS)
+        for index, image in enumerate(tqdm(images, total=params.pool, desc="synthesize", unit="image")):
+            name = f"{index:06d}.png"
+            write_png(folder / name, image if image.shape[2] == 3 else image[:, :, 0])
+            manifest.writerow([f"{index:06d}", name, seeds[index], params.psi])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Geometric augmentations: all of them in one resampling, through an orthogonal wavelet low-pass."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan2.augment_parameters import AugmentParameters
+from stylegan2.ops.upfirdn2d import downsample2d, upsample2d
+
+# The centre of gravity of sym6 lies half a tap off the middle of its twelve taps.
+WAVELET_SHIFT = 0.5
+
+
+def sampling_matrices(
+    params: AugmentParameters, batch: int, width: int, height: int, device: torch.device
+) -> Tensor:
+    """Compute where each output position looks in the input.
+
+    Positions are homogeneous (x, y, 1) in pixels, with the origin at the centre of the image.
+
+    Returns:
+        float32 [N, 3, 3]; exactly the unit matrix for untouched images.
+    """
+    # -------------------------------------------------------------------------------------------------------
+    # Karras et al. 2020 (2006.06676), appendix B, algorithm 1: G ← T_k · … · T_2 · T_1 maps input to output;
+    # sampling needs its inverse T_1⁻¹ · T_2⁻¹ · … · T_k⁻¹.
+    # -------------------------------------------------------------------------------------------------------
+    inverses: list[Tensor] = []
+    if params.xflip is not None:
+        mirror = 1 - 2 * params.xflip
+        inverses.append(_scaling(1 / mirror, torch.ones_like(mirror)))
+    if params.rotate90 is not None:
+        inverses.append(_rotation(params.rotate90 * (math.pi / 2)))
+    if params.xint is not None:
+        inverses.append(
+            _translation(-torch.round(params.xint[:, 0] * width), -torch.round(params.xint[:, 1] * height))
+        )
+    if params.scale is not None:
+        inverses.append(_scaling(1 / params.scale, 1 / params.scale))
+    if params.rotate_pre is not None:
+        inverses.append(_rotation(params.rotate_pre))
+    if params.aniso is not None:
+        inverses.append(_scaling(1 / params.aniso, params.aniso))
+    if params.rotate_post is not None:
+        inverses.append(_rotation(params.rotate_post))
+    if params.xfrac is not None:
+        inverses.append(_translation(-params.xfrac[:, 0] * width, -params.xfrac[:, 1] * height))
+    product = torch.eye(3, device=device).expand(batch, 3, 3)
+    for inverse in inverses:
+        product = product @ inverse
+    return product
+
+
+def resample(images: Tensor, matrices: Tensor, wavelet: Tensor) -> Tensor:
+    """Move, turn and scale each image; what enters from outside is the image's reflection.
+
+    Args:
+        images: [N, C, H, W].
+        matrices: [N, 3, 3] of `sampling_matrices`; images with a unit matrix pass through untouched, which
+            is exact because the wavelet reconstructs perfectly.
+        wavelet: [12] sym6 taps with sum 1.
+    """
+    touched = (matrices != torch.eye(3, device=matrices.device)).flatten(1).any(dim=1)
+    if not bool(touched.any()):
+        return images
+    if bool(touched.all()):
+        return _resample_all(images, matrices, wavelet)
+    index = touched.nonzero().squeeze(1).to(images.device)
+    return images.index_copy(0, index, _resample_all(images[index], matrices[touched], wavelet))
+
+
+def reflection_padding(matrices: Tensor, width: int, height: int, taps: int) -> tuple[int, int, int, int]:
+    """Find how much reflected border the images need so that no sample looks beyond it.
+
+    A reflection holds at most one image side less one pixel; beyond that there is black.
+
+    Returns:
+        left, right, top, bottom in pixels, enough for every image of the batch.
+    """
+    half = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=matrices.device)
+    signs = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], device=matrices.device)
+    corners = F.pad(signs * half, (0, 1), value=1.0)  # [4, 3]
+    seen = (matrices[:, :2] @ corners.T).transpose(1, 2).reshape(-1, 2)  # [N * 4, 2]
+    filter_reach = taps // 4 * 2
+    limit = torch.tensor([width - 1.0, height - 1.0], device=matrices.device)
+    before = torch.minimum((-seen.amin(dim=0) - half + filter_reach).clamp(min=0), limit).ceil()
+    after = torch.minimum((seen.amax(dim=0) - half + filter_reach).clamp(min=0), limit).ceil()
+    return int(before[0]), int(after[0]), int(before[1]), int(after[1])
+
+
+def normalised_sampling(
+    matrices: Tensor, width: int, height: int, padding: tuple[int, int, int, int], taps: int
+) -> tuple[Tensor, int, int]:
+    """Express the sampling of the padded, doubled image in the units of `affine_grid`.
+
+    Returns:
+        theta [N, 2, 3], and height and width of the sampling grid: the doubled image with a border that the
+        final low-pass eats.
+    """
+    left, right, top, bottom = padding
+    padded_width, padded_height = width + left + right, height + top + bottom
+    grid_width, grid_height = 2 * (width + taps // 4 * 2), 2 * (height + taps // 4 * 2)
+    into_padded = _constant_translation((left - right) / 2, (top - bottom) / 2, matrices)
+    shift = _constant_translation(-WAVELET_SHIFT, -WAVELET_SHIFT, matrices)
+    shift_back = _constant_translation(WAVELET_SHIFT, WAVELET_SHIFT, matrices)
+    doubled = _diagonal(2, 2, matrices) @ into_padded @ matrices @ _diagonal(0.5, 0.5, matrices)
+    doubled = shift @ doubled @ shift_back
+    to_pixels = _diagonal(grid_width / 2, grid_height / 2, matrices)
+    to_units = _diagonal(1 / padded_width, 1 / padded_height, matrices)
+    return (to_units @ doubled @ to_pixels)[:, :2], grid_height, grid_width
+
+
+def _resample_all(images: Tensor, matrices: Tensor, wavelet: Tensor) -> Tensor:
+    batch, channels, height, width = images.shape
+    taps = wavelet.numel()
+    padding = reflection_padding(matrices, width, height, taps)
+    theta, grid_height, grid_width = normalised_sampling(matrices, width, height, padding, taps)
+    doubled = upsample2d(F.pad(images, padding, mode="reflect"), wavelet, up=2)
+    size = [batch, channels, grid_height, grid_width]
+    grid = F.affine_grid(theta.to(images.device, images.dtype), size, align_corners=False)
+    moved = F.grid_sample(doubled, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return downsample2d(moved, wavelet, down=2, padding=-(taps // 4) * 2, flip_filter=True)
+
+
+def _scaling(x: Tensor, y: Tensor) -> Tensor:
+    return torch.diag_embed(torch.stack([x, y, torch.ones_like(x)], dim=-1))  # [N, 3, 3]
+
+
+def _rotation(angle: Tensor) -> Tensor:
+    """Rotate by `angle` [N]: x' = x cos − y sin, y' = x sin + y cos."""
+    cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+    return torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1).reshape(-1, 3, 3)
+
+
+def _translation(x: Tensor, y: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return torch.stack([one, zero, x, zero, one, y, zero, zero, one], dim=-1).reshape(-1, 3, 3)
+
+
+def _constant_translation(x: float, y: float, like: Tensor) -> Tensor:
+    return torch.tensor([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]], device=like.device)
+
+
+def _diagonal(x: float, y: float, like: Tensor) -> Tensor:
+    return torch.diag(torch.tensor([x, y, 1.0], device=like.device))

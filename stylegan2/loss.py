@@ -1,0 +1,198 @@
+"""The four objectives of StyleGAN2 training: main loss and lazy regularisation of either network."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan2.augment import AugmentPipe
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.networks.discriminator import Discriminator
+from stylegan2.networks.generator import Generator
+
+Report = Callable[[str, Tensor], None]
+
+
+class StyleGAN2Loss:
+    """Computes the objectives and adds their gradients to the parameters.
+
+    Every `accumulate_…` method runs forward and backward for one phase; afterwards the gradients wait in the
+    `.grad` of whichever parameters require one.
+
+    Args:
+        generator: in training mode; every forward pass moves its running mean of w.
+        discriminator: in training mode.
+        augment: applied to all that the discriminator sees, real or not; None = nothing.
+        r1_gamma: γ of the R1 penalty.
+        style_mixing_prob: probability that a batch mixes two latents.
+        pl_weight: weight of the path-length penalty.
+        pl_batch_shrink: path lengths are measured on batch / pl_batch_shrink latents.
+        pl_decay: step of the running mean of path lengths.
+        report: called with name and values of each thing worth watching.
+        noise_mode: noise inputs of the generator: `random`, `const` or `none`.
+
+    Attributes:
+        pl_mean: scalar, running mean of path lengths.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        augment: AugmentPipe | None = None,
+        *,
+        r1_gamma: float,
+        style_mixing_prob: float = 0.9,
+        pl_weight: float = 2.0,
+        pl_batch_shrink: int = 2,
+        pl_decay: float = 0.01,
+        report: Report = lambda name, values: None,
+        noise_mode: str = "random",
+    ) -> None:
+        self.generator = generator
+        self.discriminator = discriminator
+        self.augment = augment
+        self.r1_gamma = r1_gamma
+        self.style_mixing_prob = style_mixing_prob
+        self.pl_weight = pl_weight
+        self.pl_batch_shrink = pl_batch_shrink
+        self.pl_decay = pl_decay
+        self.report = report
+        self.noise_mode = noise_mode
+        self.pl_mean = torch.zeros((), device=next(generator.parameters()).device)
+
+    def accumulate_gmain(self, z: Tensor, rng: torch.Generator | None = None) -> None:
+        """Main loss of the generator.
+
+        Args:
+            z: latents [N, z_dim].
+            rng: source of randomness of mixing and augmentation on the latents' device; None = global.
+        """
+        # ---------------------------------------------------------------------------------------------------
+        # Non-saturating logistic loss (Goodfellow et al. 2014, 1406.2661): −log σ(D(G(z)))
+        # ---------------------------------------------------------------------------------------------------
+        images, _ = self._generate(z, rng)
+        logits = self._judge(images, rng)
+        self._report_logits("fake", logits)
+        loss = F.softplus(-logits)
+        self.report("loss_G", loss)
+        _backward("generator loss", loss.mean())
+
+    def accumulate_greg(self, z: Tensor, gain: float = 1.0, rng: torch.Generator | None = None) -> None:
+        """Path-length regularisation of the generator.
+
+        Args:
+            z: latents [N, z_dim]; only the first N / pl_batch_shrink are used.
+            gain: factor on the loss: the interval between regularisations.
+            rng: as in `accumulate_gmain`.
+        """
+        # ---------------------------------------------------------------------------------------------------
+        # Karras et al. 2019 (1912.04958), section 3.2, equation 4: E[(‖Jᵀy‖ − a)²] with y ~ N(0, I) scaled to
+        # the size of the image, Jᵀy = ∇_w (G(w)·y), and a the running mean of ‖Jᵀy‖, this batch included.
+        # ---------------------------------------------------------------------------------------------------
+        images, ws = self._generate(z[: max(len(z) // self.pl_batch_shrink, 1)], rng)
+        noise = self.path_length_noise(images, rng) / math.sqrt(images.shape[2] * images.shape[3])
+        (slopes,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+        lengths = slopes.square().sum(dim=2).mean(dim=1).sqrt()  # [N]
+        mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
+        self.pl_mean = mean.detach()
+        penalty = (lengths - mean).square()
+        self.report("pl_penalty", penalty)
+        loss = penalty * self.pl_weight
+        self.report("loss_G_reg", loss)
+        _backward("path-length penalty", loss.mean() * gain)
+
+    def accumulate_dmain(self, real: Tensor, z: Tensor, rng: torch.Generator | None = None) -> None:
+        """Main loss of the discriminator.
+
+        Args:
+            real: images [N, C, H, W], −1..1.
+            z: latents [N, z_dim] of as many generated images.
+            rng: as in `accumulate_gmain`.
+        """
+        # ---------------------------------------------------------------------------------------------------
+        # Goodfellow et al. 2014 (1406.2661): −log(1 − σ(D(G(z)))) − log σ(D(x)). Two passes, so that only one
+        # graph is held at a time, and batch statistics do not mix real and generated images.
+        # ---------------------------------------------------------------------------------------------------
+        with torch.no_grad():
+            images, _ = self._generate(z, rng)
+        fake_logits = self._judge(images, rng)
+        self._report_logits("fake", fake_logits)
+        fake_loss = F.softplus(fake_logits)
+        _backward("discriminator loss on generated images", fake_loss.mean())
+        real_logits = self._judge(real, rng)
+        self._report_logits("real", real_logits)
+        real_loss = F.softplus(-real_logits)
+        _backward("discriminator loss on real images", real_loss.mean())
+        self.report("loss_D", fake_loss.detach() + real_loss.detach())
+
+    def accumulate_dreg(self, real: Tensor, gain: float = 1.0, rng: torch.Generator | None = None) -> None:
+        """R1 regularisation of the discriminator.
+
+        Args:
+            real: images [N, C, H, W], −1..1.
+            gain: factor on the loss: the interval between regularisations.
+            rng: as in `accumulate_gmain`.
+        """
+        # ---------------------------------------------------------------------------------------------------
+        # Mescheder et al. 2018 (1801.04406), equation 9: γ/2 · E[‖∇_x D(x)‖²], x before augmentation
+        # ---------------------------------------------------------------------------------------------------
+        real = real.detach().requires_grad_()
+        logits = self._judge(real, rng)
+        self._report_logits("real", logits)
+        (slopes,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+        penalty = slopes.square().sum(dim=(1, 2, 3))  # [N]
+        self.report("r1_penalty", penalty)
+        loss = penalty * (self.r1_gamma / 2)
+        self.report("loss_D_reg", loss)
+        _backward("R1 penalty", loss.mean() * gain)
+
+    def path_length_noise(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
+        """Draw the standard normal y of the path-length penalty, shaped like the images."""
+        return torch.randn(images.shape, generator=rng, device=images.device)
+
+    def _generate(self, z: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Generate images; also give the ws [N, num_ws, w_dim] they were made from."""
+        ws = self.generator.mapping(z, None)
+        if self.style_mixing_prob > 0:
+            ws = self._mix_styles(ws, z, rng)
+        return self.generator.synthesis(ws, noise_mode=self.noise_mode), ws
+
+    def _mix_styles(self, ws: Tensor, z: Tensor, rng: torch.Generator | None) -> Tensor:
+        """With the set probability, take the layers from a random one on from other latents."""
+        # ---------------------------------------------------------------------------------------------------
+        # Mixing regularisation: Karras et al. 2018 (1812.04948), section 3.1
+        # ---------------------------------------------------------------------------------------------------
+        num_ws = ws.shape[1]
+        mixes = torch.rand([], generator=rng, device=z.device) < self.style_mixing_prob
+        first_mixed = int(torch.randint(1, num_ws, [], generator=rng, device=z.device))
+        other_z = torch.randn(z.shape, generator=rng, device=z.device)
+        if not bool(mixes):
+            return ws
+        other = self.generator.mapping(other_z, None, skip_w_avg_update=True)
+        return torch.cat([ws[:, :first_mixed], other[:, first_mixed:]], dim=1)
+
+    def _judge(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
+        if self.augment is not None:
+            images = self.augment(images, rng)
+        logits: Tensor = self.discriminator(images, None)
+        return logits
+
+    def _report_logits(self, kind: str, logits: Tensor) -> None:
+        self.report(f"scores_{kind}", logits.detach())
+        self.report(f"signs_{kind}", logits.detach().sign())
+
+
+def _backward(name: str, loss: Tensor) -> None:
+    """Backpropagate a scalar.
+
+    Raises:
+        StyleGAN2Error: when it is not finite.
+    """
+    if not bool(torch.isfinite(loss.detach())):
+        raise StyleGAN2Error(
+            f"training diverged: {name} is {float(loss.detach())}; check the images, lower lr, or raise gamma"
+        )
+    loss.backward()

@@ -1,0 +1,1 @@
+"""The networks of StyleGAN2: shared layers, generator and discriminator."""

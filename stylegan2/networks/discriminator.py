@@ -1,0 +1,354 @@
+"""The discriminator: a residual network with minibatch statistics (Karras et al. 2019, arXiv 1912.04958)."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.networks.layers import (
+    DEFAULT_FILTER,
+    Conv2dLayer,
+    FullyConnectedLayer,
+    MappingNetwork,
+    block_dtype,
+    block_resolutions,
+    channels_at,
+    check_architecture,
+    lowest_fp16_resolution,
+)
+from stylegan2.ops.upfirdn2d import downsample2d, setup_filter
+
+_EPILOGUE_RESOLUTION = 4
+
+
+class DiscriminatorBlock(nn.Module):
+    """The layers of one resolution: image input, convolution, down-sampling convolution.
+
+    Args:
+        in_channels: Number of input channels; 0 for the first block, which starts from the image.
+        tmp_channels: Number of channels at the block's own resolution.
+        out_channels: Number of output channels, at half the resolution.
+        resolution: Width and height of the input.
+        img_channels: Number of image channels.
+        first_layer_idx: Number of layers in the blocks before this one.
+        architecture: ``orig``, ``skip`` or ``resnet`` (Karras et al. 2019, figure 7).
+        activation: A key of ``ops.bias_act.ACTIVATIONS``.
+        resample_filter: Taps of the low-pass filter.
+        conv_clamp: Limits the output of every convolution to ± this; None does not.
+        use_fp16: Compute in float16 on a GPU.
+        fp16_channels_last: Keep float16 blocks in channels-last order.
+        freeze_layers: Number of layers, counted from the image on, that are not trained ("Freeze-D", Mo et
+            al. 2020).
+    """
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        tmp_channels: int,
+        out_channels: int,
+        resolution: int,
+        img_channels: int,
+        first_layer_idx: int,
+        architecture: str = "resnet",
+        activation: str = "lrelu",
+        resample_filter: Sequence[float] = DEFAULT_FILTER,
+        conv_clamp: float | None = None,
+        use_fp16: bool = False,
+        fp16_channels_last: bool = False,
+        freeze_layers: int = 0,
+    ) -> None:
+        super().__init__()
+        check_architecture(architecture)
+        self.in_channels = in_channels
+        self.resolution = resolution
+        self.img_channels = img_channels
+        self.architecture = architecture
+        self.use_fp16 = use_fp16
+        self.channels_last = use_fp16 and fp16_channels_last
+        self.num_layers = 0
+        self.register_buffer("resample_filter", setup_filter(resample_filter))
+
+        def layer(in_features: int, out_features: int, kernel_size: int, **kwargs: Any) -> Conv2dLayer:
+            trainable = first_layer_idx + self.num_layers >= freeze_layers
+            self.num_layers += 1
+            return Conv2dLayer(
+                in_features,
+                out_features,
+                kernel_size,
+                channels_last=self.channels_last,
+                trainable=trainable,
+                **kwargs,
+            )
+
+        active: dict[str, Any] = {"activation": activation, "conv_clamp": conv_clamp}
+        halving: dict[str, Any] = {"down": 2, "resample_filter": resample_filter}
+        self.has_fromrgb = in_channels == 0 or architecture == "skip"
+        if self.has_fromrgb:
+            self.fromrgb = layer(img_channels, tmp_channels, 1, **active)
+        self.conv0 = layer(tmp_channels, tmp_channels, 3, **active)
+        self.conv1 = layer(tmp_channels, out_channels, 3, **active, **halving)
+        if architecture == "resnet":
+            self.skip = layer(tmp_channels, out_channels, 1, bias=False, **halving)
+
+    def forward(
+        self, x: Tensor | None, img: Tensor | None, force_fp32: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs the block.
+
+        Args:
+            x: Feature maps of the block before, ``[N, in_channels, R, R]``; None for the first.
+            img: Image ``[N, img_channels, R, R]``; None where it is not needed any more.
+            force_fp32: Compute in float32 although the block was built for float16.
+
+        Returns:
+            Feature maps ``[N, out_channels, R/2, R/2]``, and the image at half size or None.
+        """
+        source = img if x is None else x
+        assert source is not None
+        dtype = block_dtype(self.use_fp16 and not force_fp32, source.device)
+        memory_format = (
+            torch.channels_last if self.channels_last and dtype == torch.float16 else torch.contiguous_format
+        )
+        if x is not None:
+            x = x.to(dtype=dtype, memory_format=memory_format)
+        if self.has_fromrgb:
+            assert img is not None
+            img = img.to(dtype=dtype, memory_format=memory_format)
+            features = self.fromrgb(img)
+            x = features if x is None else x + features
+            img = downsample2d(img, self.resample_filter) if self.architecture == "skip" else None
+        if self.architecture == "resnet":
+            shortcut = self.skip(x, gain=math.sqrt(0.5))
+            x = shortcut + self.conv1(self.conv0(x), gain=math.sqrt(0.5))
+        else:
+            x = self.conv1(self.conv0(x))
+        return x, img
+
+
+class MinibatchStdLayer(nn.Module):
+    """Appends the variation within groups of the batch as feature maps (Karras et al. 2018, 1710.10196, §3).
+
+    Args:
+        group_size: Number of samples in a group; None takes the whole batch. A smaller batch is one group.
+        num_channels: Number of feature maps to append; the channels are split between them.
+    """
+
+    def __init__(self, group_size: int | None, num_channels: int = 1) -> None:
+        super().__init__()
+        if (group_size is not None and group_size < 1) or num_channels < 1:
+            raise StyleGAN2Error(
+                f"got mbstd_group_size={group_size}, mbstd_num_channels={num_channels}; expected ints ≥ 1"
+            )
+        self.group_size = group_size
+        self.num_channels = num_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [N, C, H, W] to [N, C + num_channels, H, W].
+
+        Raises:
+            StyleGAN2Error: The groups do not divide the batch, or the statistics do not divide the channels.
+        """
+        batch, channels, height, width = x.shape
+        members = batch if self.group_size is None else min(self.group_size, batch)
+        if batch % members or channels % self.num_channels:
+            raise StyleGAN2Error(
+                f"batch of {batch} with {channels} channels: expected a multiple of "
+                f"mbstd_group_size={members} and of mbstd_num_channels={self.num_channels}"
+            )
+        # Sample i belongs to group i mod (batch / members).
+        y = x.reshape(members, -1, self.num_channels, channels // self.num_channels, height, width)
+        y = (y - y.mean(dim=0)).square().mean(dim=0)  # variance over the group
+        y = (y + 1e-8).sqrt().mean(dim=(2, 3, 4))  # [groups, num_channels]
+        y = y[:, :, None, None].repeat(members, 1, height, width)  # [N, num_channels, H, W]
+        return torch.cat([x, y], dim=1)
+
+
+class DiscriminatorEpilogue(nn.Module):
+    """The last layers, from 4×4 feature maps to one logit per image.
+
+    Args:
+        in_channels: Number of input channels.
+        cmap_dim: Size of the embedded label that the output is projected on; 0 without labels.
+        resolution: Width and height of the input.
+        img_channels: Number of image channels.
+        architecture: ``orig``, ``skip`` or ``resnet``.
+        mbstd_group_size: See ``MinibatchStdLayer``.
+        mbstd_num_channels: See ``MinibatchStdLayer``; 0 leaves the layer out.
+        activation: A key of ``ops.bias_act.ACTIVATIONS``.
+        conv_clamp: Limits the output of every convolution to ± this; None does not.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        cmap_dim: int,
+        resolution: int,
+        img_channels: int,
+        architecture: str = "resnet",
+        mbstd_group_size: int | None = 4,
+        mbstd_num_channels: int = 1,
+        activation: str = "lrelu",
+        conv_clamp: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_architecture(architecture)
+        self.cmap_dim = cmap_dim
+        self.architecture = architecture
+        if architecture == "skip":
+            self.fromrgb = Conv2dLayer(img_channels, in_channels, kernel_size=1, activation=activation)
+        self.mbstd = MinibatchStdLayer(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels else None
+        self.conv = Conv2dLayer(
+            in_channels + mbstd_num_channels,
+            in_channels,
+            kernel_size=3,
+            activation=activation,
+            conv_clamp=conv_clamp,
+        )
+        self.fc = FullyConnectedLayer(in_channels * resolution**2, in_channels, activation=activation)
+        self.out = FullyConnectedLayer(in_channels, cmap_dim or 1)
+
+    def forward(self, x: Tensor, img: Tensor | None, cmap: Tensor | None) -> Tensor:
+        """Maps features [N, in_channels, 4, 4], image [N, C, 4, 4] (``skip``) and label to logits [N, 1]."""
+        x = x.to(dtype=torch.float32, memory_format=torch.contiguous_format)
+        if self.architecture == "skip":
+            assert img is not None
+            x = x + self.fromrgb(img.to(dtype=torch.float32, memory_format=torch.contiguous_format))
+        if self.mbstd is not None:
+            x = self.mbstd(x)
+        x = self.out(self.fc(self.conv(x).flatten(1)))
+        if cmap is None:
+            return x
+        # ------------------------------------------------------------------
+        # Projection discriminator (Miyato & Koyama 2018), scaled to unit variance: Σ x·cmap / √dim
+        # ------------------------------------------------------------------
+        return (x * cmap).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+
+
+class Discriminator(nn.Module):
+    """StyleGAN2's discriminator.
+
+    Args:
+        c_dim: Size of the label; 0 without labels.
+        img_resolution: Width and height of the image, a power of two from 8 on.
+        img_channels: Number of image channels.
+        architecture: ``orig``, ``skip`` or ``resnet``.
+        channel_base: Feature maps at resolution R: ``channel_base / R``, at most ``channel_max``.
+        channel_max: See ``channel_base``.
+        num_fp16_res: Number of highest resolutions computed in float16 on a GPU.
+        conv_clamp: Limits the output of every convolution to ± this; None does not.
+        cmap_dim: Size of the embedded label; None takes the number of channels at 4×4.
+        block_kwargs: Options of ``DiscriminatorBlock``, such as ``freeze_layers``.
+        mapping_kwargs: Options of the ``MappingNetwork`` that embeds the labels.
+        epilogue_kwargs: Options of ``DiscriminatorEpilogue``, such as ``mbstd_group_size``.
+
+    Attributes:
+        init_kwargs: The arguments above: ``Discriminator(**init_kwargs)`` builds the same network.
+    """
+
+    def __init__(
+        self,
+        c_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        architecture: str = "resnet",
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        num_fp16_res: int = 0,
+        conv_clamp: float | None = None,
+        cmap_dim: int | None = None,
+        block_kwargs: Mapping[str, Any] | None = None,
+        mapping_kwargs: Mapping[str, Any] | None = None,
+        epilogue_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if img_channels < 1 or c_dim < 0:
+            raise StyleGAN2Error(f"got img_channels={img_channels}, c_dim={c_dim}; expected ≥ 1 and ≥ 0")
+        self.c_dim = c_dim
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.init_kwargs: dict[str, Any] = {
+            "c_dim": c_dim,
+            "img_resolution": img_resolution,
+            "img_channels": img_channels,
+            "architecture": architecture,
+            "channel_base": channel_base,
+            "channel_max": channel_max,
+            "num_fp16_res": num_fp16_res,
+            "conv_clamp": conv_clamp,
+            "cmap_dim": cmap_dim,
+            "block_kwargs": copy.deepcopy(dict(block_kwargs or {})),
+            "mapping_kwargs": copy.deepcopy(dict(mapping_kwargs or {})),
+            "epilogue_kwargs": copy.deepcopy(dict(epilogue_kwargs or {})),
+        }
+        self.block_resolutions = block_resolutions(img_resolution, smallest=8)[::-1]
+        self._add_blocks(block_kwargs or {})
+        in_channels = channels_at(_EPILOGUE_RESOLUTION, channel_base, channel_max)
+        cmap_dim = 0 if c_dim == 0 else in_channels if cmap_dim is None else cmap_dim
+        if c_dim > 0:
+            self.mapping = MappingNetwork(
+                z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **(mapping_kwargs or {})
+            )
+        epilogue_options: dict[str, Any] = {"architecture": architecture, "conv_clamp": conv_clamp}
+        epilogue_options |= epilogue_kwargs or {}
+        self.b4 = DiscriminatorEpilogue(
+            in_channels, cmap_dim, _EPILOGUE_RESOLUTION, img_channels, **epilogue_options
+        )
+
+    def _add_blocks(self, block_kwargs: Mapping[str, Any]) -> None:
+        options = self.init_kwargs
+        width = {"channel_base": options["channel_base"], "channel_max": options["channel_max"]}
+        fp16_resolution = lowest_fp16_resolution(self.img_resolution, options["num_fp16_res"])
+        in_channels, num_layers = 0, 0
+        for resolution in self.block_resolutions:
+            out_channels = channels_at(resolution // 2, **width)
+            block_options = {
+                "architecture": options["architecture"],
+                "conv_clamp": options["conv_clamp"],
+                "use_fp16": options["num_fp16_res"] > 0 and resolution >= fp16_resolution,
+                **block_kwargs,
+            }
+            block = DiscriminatorBlock(
+                in_channels,
+                channels_at(resolution, **width),
+                out_channels,
+                resolution=resolution,
+                img_channels=self.img_channels,
+                first_layer_idx=num_layers,
+                **block_options,
+            )
+            self.add_module(f"b{resolution}", block)
+            in_channels = out_channels
+            num_layers += block.num_layers
+
+    def forward(self, img: Tensor, c: Tensor | None = None, force_fp32: bool = False) -> Tensor:
+        """Judges images.
+
+        Args:
+            img: ``[N, img_channels, img_resolution, img_resolution]``, −1 (black) to 1 (white).
+            c: Labels ``[N, c_dim]``; ignored without labels.
+            force_fp32: Compute in float32 throughout.
+
+        Returns:
+            Logits ``[N, 1]``: the higher, the more the image looks real.
+
+        Raises:
+            StyleGAN2Error: Images or labels of the wrong shape, or a batch that ``mbstd_group_size`` does not
+                divide.
+        """
+        expected = (self.img_channels, self.img_resolution, self.img_resolution)
+        if img.ndim != 4 or tuple(img.shape[1:]) != expected:
+            raise StyleGAN2Error(f"img: got {list(img.shape)}, expected [N, {', '.join(map(str, expected))}]")
+        x: Tensor | None = None
+        remaining: Tensor | None = img
+        for resolution in self.block_resolutions:
+            x, remaining = self.get_submodule(f"b{resolution}")(x, remaining, force_fp32=force_fp32)
+        assert x is not None
+        cmap = self.mapping(None, c) if self.c_dim > 0 else None
+        logits: Tensor = self.b4(x, remaining, cmap)
+        return logits

@@ -1,0 +1,1 @@
+"""Tensor operations of StyleGAN2 in plain PyTorch, differentiable to any order."""

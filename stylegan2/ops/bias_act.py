@@ -1,0 +1,107 @@
+"""Bias, activation, gain and clamp in one call."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan2.errors import StyleGAN2Error
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function and the constants that go with it.
+
+    Attributes:
+        function: Maps (input, alpha) to the output, element by element.
+        gain: Default factor on the output; √2 keeps the variance of a unit normal input through functions
+            that lose about half of it (He et al. 2015).
+        alpha: Default slope or scale, used by ``lrelu`` only.
+    """
+
+    function: Callable[[Tensor, float], Tensor]
+    gain: float = 1.0
+    alpha: float = 0.0
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": Activation(lambda x, alpha: x),
+    "relu": Activation(lambda x, alpha: F.relu(x), gain=math.sqrt(2)),
+    "lrelu": Activation(F.leaky_relu, gain=math.sqrt(2), alpha=0.2),
+    "tanh": Activation(lambda x, alpha: torch.tanh(x)),
+    "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x)),
+    "elu": Activation(lambda x, alpha: F.elu(x)),
+    "selu": Activation(lambda x, alpha: F.selu(x)),
+    "softplus": Activation(lambda x, alpha: F.softplus(x)),
+    "swish": Activation(lambda x, alpha: torch.sigmoid(x) * x, gain=math.sqrt(2)),
+}
+
+
+def bias_act(
+    x: Tensor,
+    b: Tensor | None = None,
+    dim: int = 1,
+    act: str = "linear",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """Adds a bias, applies an activation, scales and clamps.
+
+    Args:
+        x: Input of any shape.
+        b: Bias, shape ``[x.shape[dim]]``; None adds nothing.
+        dim: Dimension of ``x`` that the bias runs along.
+        act: A key of ``ACTIVATIONS``.
+        alpha: Negative slope of ``lrelu``; the others ignore it. None takes the activation's default.
+        gain: Factor on the activation. None takes the activation's default.
+        clamp: Limits the result to [-clamp, clamp], which keeps float16 in range (Karras et al. 2020,
+            2006.06676, appendix D). None does not.
+
+    Returns:
+        Tensor of the shape and dtype of ``x``.
+
+    Raises:
+        StyleGAN2Error: Unknown activation, bias of the wrong shape, or negative clamp.
+    """
+    spec = activation(act)
+    _check(x, b, dim, clamp)
+    alpha = spec.alpha if alpha is None else float(alpha)
+    gain = spec.gain if gain is None else float(gain)
+
+    # ------------------------------------------------------------------
+    # y = clamp(gain · act(x + b))
+    # ------------------------------------------------------------------
+    if b is not None:
+        x = x + b.reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+    x = spec.function(x, alpha)
+    if gain != 1:
+        x = x * gain
+    if clamp is not None:
+        x = x.clamp(-clamp, clamp)
+    return x
+
+
+def activation(name: str) -> Activation:
+    """Looks up an activation by name.
+
+    Raises:
+        StyleGAN2Error: There is no activation of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise StyleGAN2Error(f"act: got {name!r}, expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _check(x: Tensor, b: Tensor | None, dim: int, clamp: float | None) -> None:
+    if not -x.ndim <= dim < x.ndim:
+        raise StyleGAN2Error(f"dim: got {dim}, expected a dimension of x, whose shape is {tuple(x.shape)}")
+    if b is not None and tuple(b.shape) != (x.shape[dim],):
+        raise StyleGAN2Error(
+            f"b: got shape {tuple(b.shape)}, expected ({x.shape[dim]},) to fit dimension {dim} of x"
+        )
+    if clamp is not None and clamp < 0:
+        raise StyleGAN2Error(f"clamp: got {clamp}, expected a number ≥ 0 or None")

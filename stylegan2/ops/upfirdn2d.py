@@ -1,0 +1,322 @@
+"""Pad, up-sample, filter and down-sample images with FIR filters.
+
+The gradient of this operation is the same operation with the roles of ``up`` and ``down`` exchanged and the
+filter turned around, so one autograd function that calls itself in its backward pass gives derivatives of any
+order. Left to autograd, the second derivative of a depth-wise convolution costs one small convolution per
+channel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan2.errors import StyleGAN2Error
+
+Pair = int | Sequence[int]  # n, or (x, y)
+Padding = int | Sequence[int]  # n, or (x, y), or (x0, x1, y0, y1)
+
+_SEPARABLE_FROM_TAPS = 8  # shorter filters are faster as one 2-D pass than as two 1-D passes
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Filters
+# ----------------------------------------------------------------------------------------------------------
+
+
+def setup_filter(
+    taps: float | Sequence[float] | Sequence[Sequence[float]] | Tensor | None,
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> Tensor:
+    """Prepares a filter for ``upfirdn2d``.
+
+    Args:
+        taps: A number, a list (1-D), a table (2-D), or None for the identity.
+        normalize: Scale the taps to sum 1, so that a constant image keeps its value.
+        flip_filter: Reverse the order of the taps along every axis.
+        gain: Factor that the filter multiplies an image by; shared between the two passes of a 1-D filter.
+        separable: Keep a 1-D filter 1-D, to be applied along x and then along y. None: from 8 taps on. A
+            filter that is not kept is expanded to 2-D.
+
+    Returns:
+        float32 tensor, ``[taps]`` if separable, else ``[height, width]``.
+
+    Raises:
+        StyleGAN2Error: No taps, more than two dimensions, a 2-D filter asked to be separable, or taps that
+            sum to 0 with ``normalize``.
+    """
+    f = torch.as_tensor(1.0 if taps is None else taps, dtype=torch.float32)
+    if f.ndim > 2 or f.numel() == 0:
+        raise StyleGAN2Error(f"taps: got shape {tuple(f.shape)}, expected a number, a list or a 2-D table")
+    if separable and f.ndim == 2:
+        raise StyleGAN2Error(f"separable: taps of shape {tuple(f.shape)} are 2-D, expected 1-D taps")
+    if separable is None:
+        separable = f.ndim == 1 and f.numel() >= _SEPARABLE_FROM_TAPS
+    if f.ndim == 0:
+        f = f[None]
+    if f.ndim == 1 and not separable:
+        f = torch.outer(f, f)
+    if normalize:
+        total = f.sum()
+        if total == 0:
+            raise StyleGAN2Error("taps: they sum to 0; pass normalize=False for such a filter")
+        f = f / total
+    if flip_filter:
+        f = f.flip(list(range(f.ndim)))
+    return f * gain ** (f.ndim / 2)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The operation
+# ----------------------------------------------------------------------------------------------------------
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Pair = 1,
+    down: Pair = 1,
+    padding: Padding = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Up-samples by zero insertion, pads, filters and down-samples each channel of a batch of images.
+
+    In this order: every pixel is followed by ``up − 1`` zeros; zeros are added around the image (negative
+    padding crops it); the image is convolved with ``gain · f`` without further padding; every ``down``-th
+    pixel is kept, from the first on.
+
+    Args:
+        x: Images, ``[N, C, H, W]``, floating point.
+        f: Filter from ``setup_filter``: ``[h, w]``, or ``[taps]`` applied along both axes, or None for the
+            identity. It is a constant: no gradient flows to it.
+        up: Up-sampling factor, int or (x, y).
+        down: Down-sampling factor, int or (x, y).
+        padding: Padding of the up-sampled image in pixels: int, (x, y) or (left, right, top, bottom).
+        flip_filter: False: true convolution. True: correlation.
+        gain: Factor on the result.
+
+    Returns:
+        ``[N, C, (H·up + top + bottom − h)//down + 1, (W·up + left + right − w)//down + 1]``, dtype of ``x``.
+
+    Raises:
+        StyleGAN2Error: A malformed argument, or a filter larger than the padded image.
+    """
+    if x.ndim != 4 or not x.is_floating_point():
+        raise StyleGAN2Error(f"x: got {x.dtype} of shape {tuple(x.shape)}, expected floats [N, C, H, W]")
+    if f is not None and (f.ndim not in (1, 2) or f.requires_grad):
+        raise StyleGAN2Error(
+            f"f: got shape {tuple(f.shape)}, requires_grad={f.requires_grad}; "
+            "expected a constant [taps] or [h, w]"
+        )
+    up_xy, down_xy = _factors("up", up), _factors("down", down)
+    left, right, top, bottom = parse_padding(padding)
+    if -min(left, right) >= x.shape[3] * up_xy[0] or -min(top, bottom) >= x.shape[2] * up_xy[1]:
+        raise StyleGAN2Error(f"padding: {padding!r} crops away the whole of x, of shape {tuple(x.shape)}")
+
+    # ------------------------------------------------------------------
+    # y[k] = Σ_i xu[k·down + i − pad] · g[i], with xu the zero-stuffed image and g the correlation kernel
+    # ------------------------------------------------------------------
+    f = torch.ones([1, 1], device=x.device) if f is None else f.to(x.device)
+    g = f if flip_filter else f.flip(list(range(f.ndim)))
+    if g.ndim == 2:
+        g = (g * gain).to(x.dtype)
+        return _fir(x, g, _Sampling(up_xy, down_xy, (left, right, top, bottom)))
+    g = g.to(x.dtype)
+    x = _fir(x, (g * gain)[None, :], _Sampling((up_xy[0], 1), (down_xy[0], 1), (left, right, 0, 0)))
+    return _fir(x, g[:, None], _Sampling((1, up_xy[1]), (1, down_xy[1]), (0, 0, top, bottom)))
+
+
+def filter2d(
+    x: Tensor, f: Tensor | None, padding: Padding = 0, flip_filter: bool = False, gain: float = 1
+) -> Tensor:
+    """Filters images and keeps their size; ``padding`` is added to what that takes. See ``upfirdn2d``."""
+    width, height = filter_size(f)
+    left, right, top, bottom = parse_padding(padding)
+    same = (left + width // 2, right + (width - 1) // 2, top + height // 2, bottom + (height - 1) // 2)
+    return upfirdn2d(x, f, padding=same, flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Pair = 2,
+    padding: Padding = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Enlarges images ``up`` times and keeps their mean; ``padding`` is of the result. See ``upfirdn2d``."""
+    up_x, up_y = _factors("up", up)
+    padding = add_padding(padding, upsampling_padding(f, (up_x, up_y)))
+    return upfirdn2d(x, f, up=up, padding=padding, flip_filter=flip_filter, gain=gain * up_x * up_y)
+
+
+def downsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    down: Pair = 2,
+    padding: Padding = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> Tensor:
+    """Shrinks images ``down`` times; ``padding`` is of the input. See ``upfirdn2d``."""
+    padding = add_padding(padding, downsampling_padding(f, _factors("down", down)))
+    return upfirdn2d(x, f, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Geometry of filters and padding
+# ----------------------------------------------------------------------------------------------------------
+
+
+def filter_size(f: Tensor | None) -> tuple[int, int]:
+    """(width, height) of a filter from ``setup_filter``; (1, 1) for None."""
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def parse_padding(padding: Padding) -> tuple[int, int, int, int]:
+    """Writes a padding in full, as (left, right, top, bottom).
+
+    Raises:
+        StyleGAN2Error: It is not an int, (x, y) or (left, right, top, bottom).
+    """
+    values = [padding] if isinstance(padding, int) else list(padding)
+    if len(values) not in (1, 2, 4) or not all(isinstance(value, int) for value in values):
+        raise StyleGAN2Error(f"padding: got {padding!r}, expected an int, (x, y) or (x0, x1, y0, y1)")
+    if len(values) == 4:
+        return values[0], values[1], values[2], values[3]
+    return values[0], values[0], values[-1], values[-1]
+
+
+def add_padding(a: Padding, b: Padding) -> tuple[int, int, int, int]:
+    """The sum of two paddings, side by side."""
+    (a0, a1, a2, a3), (b0, b1, b2, b3) = parse_padding(a), parse_padding(b)
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
+
+
+def upsampling_padding(f: Tensor | None, up: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Padding that makes the result ``up`` times as large as the input and centres the filter."""
+    (width, height), (up_x, up_y) = filter_size(f), up
+    return (width + up_x - 1) // 2, (width - up_x) // 2, (height + up_y - 1) // 2, (height - up_y) // 2
+
+
+def downsampling_padding(f: Tensor | None, down: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Padding that makes the result a ``down``-th of the input and centres the filter."""
+    (width, height), (down_x, down_y) = filter_size(f), down
+    return (
+        (width - down_x + 1) // 2,
+        (width - down_x) // 2,
+        (height - down_y + 1) // 2,
+        (height - down_y) // 2,
+    )
+
+
+def _factors(name: str, value: Pair) -> tuple[int, int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) != 2 or not all(isinstance(factor, int) and factor >= 1 for factor in pair):
+        raise StyleGAN2Error(f"{name}: got {value!r}, expected an int ≥ 1 or a pair (x, y) of them")
+    return pair[0], pair[1]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Computation
+# ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """Factors and padding of one pass; pairs are (x, y), padding is (left, right, top, bottom)."""
+
+    up: tuple[int, int]
+    down: tuple[int, int]
+    padding: tuple[int, int, int, int]
+
+    def output_size(self, x: Tensor, g: Tensor) -> tuple[int, int]:
+        """(height, width) of the result for image ``x`` and kernel ``g``."""
+        left, right, top, bottom = self.padding
+        height = (x.shape[2] * self.up[1] + top + bottom - g.shape[0]) // self.down[1] + 1
+        width = (x.shape[3] * self.up[0] + left + right - g.shape[1]) // self.down[0] + 1
+        return height, width
+
+    def transposed(self, x: Tensor, g: Tensor) -> "_Sampling":
+        """The sampling of the adjoint operation, from gradients of the result to gradients of ``x``."""
+        out_height, out_width = self.output_size(x, g)
+        left, _, top, _ = self.padding
+        padding = (
+            g.shape[1] - 1 - left,
+            (x.shape[3] - 1) * self.up[0] + 1 + left - out_width * self.down[0],
+            g.shape[0] - 1 - top,
+            (x.shape[2] - 1) * self.up[1] + 1 + top - out_height * self.down[1],
+        )
+        return _Sampling(self.down, self.up, padding)
+
+
+class _FIR(torch.autograd.Function):
+    """``_correlate`` with its adjoint as backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, sampling: _Sampling) -> Tensor:
+        ctx.save_for_backward(g)
+        ctx.transposed = sampling.transposed(x, g)
+        return _correlate(x, g, sampling)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
+        (g,) = ctx.saved_tensors
+        return _fir(grad_outputs[0], g.flip([0, 1]), ctx.transposed), None, None
+
+
+def _fir(x: Tensor, g: Tensor, sampling: _Sampling) -> Tensor:
+    if min(sampling.output_size(x, g)) < 1:
+        raise StyleGAN2Error(
+            f"filter of {g.shape[0]}×{g.shape[1]} does not fit into x of shape {tuple(x.shape)} with "
+            f"up={sampling.up}, padding={sampling.padding}; expected more padding or a larger image"
+        )
+    if torch.is_grad_enabled() and x.requires_grad:
+        result: Tensor = _FIR.apply(x, g, sampling)
+        return result
+    return _correlate(x, g, sampling)
+
+
+def _correlate(x: Tensor, g: Tensor, sampling: _Sampling) -> Tensor:
+    """Correlates each channel of the zero-stuffed, padded ``x`` with ``g``; keeps every ``down``-th pixel."""
+    channels = x.shape[1]
+    (up_x, up_y), (down_x, down_y) = sampling.up, sampling.down
+    if up_x == up_y == 1:
+        x, (pad_x, pad_y) = _split_padding(x, sampling.padding)
+        kernel = g.expand(channels, 1, *g.shape)
+        return F.conv2d(x, kernel, stride=(down_y, down_x), padding=(pad_y, pad_x), groups=channels)
+
+    # A transposed convolution is the full convolution with the zero-stuffed image: an image padded by
+    # kernel − 1 on the left, and by kernel − up on the right (no zeros follow its last pixel). Cutting that
+    # to the padding that was asked for gives the same numbers, since nothing outside the image contributes.
+    height, width = g.shape
+    left, right, top, bottom = sampling.padding
+    surplus = (left - (width - 1), right - (width - up_x), top - (height - 1), bottom - (height - up_y))
+    crop_x, crop_y = max(0, min(-surplus[0], -surplus[1])), max(0, min(-surplus[2], -surplus[3]))
+    kernel = g.flip([0, 1]).expand(channels, 1, height, width)
+    x = F.conv_transpose2d(x, kernel, stride=(up_y, up_x), padding=(crop_y, crop_x), groups=channels)
+    x = _pad(x, add_padding(surplus, (crop_x, crop_x, crop_y, crop_y)))
+    return x[:, :, ::down_y, ::down_x]
+
+
+def _split_padding(x: Tensor, padding: tuple[int, int, int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Leaves the even, positive part of a padding to the convolution, which copies no image for it."""
+    left, right, top, bottom = padding
+    even_x, even_y = max(0, min(left, right)), max(0, min(top, bottom))
+    return _pad(x, (left - even_x, right - even_x, top - even_y, bottom - even_y)), (even_x, even_y)
+
+
+def _pad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Zero-pads, or crops where negative; crops without a copy."""
+    left, right, top, bottom = padding
+    height, width = x.shape[2:]
+    x = x[:, :, max(0, -top) : height - max(0, -bottom), max(0, -left) : width - max(0, -right)]
+    grow = [max(0, side) for side in padding]
+    return F.pad(x, grow) if any(grow) else x

@@ -1,0 +1,471 @@
+"""Training of a StyleGAN2 with adaptive discriminator augmentation.
+
+Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (2006.06676), on top of
+Karras et al. 2019, "Analyzing and Improving the Image Quality of StyleGAN" (1912.04958).
+"""
+
+import copy
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stylegan2.ada import AdaController
+from stylegan2.augment import AugmentPipe
+from stylegan2.checkpoint import (
+    load_checkpoint,
+    network_tensors,
+    optimizer_tensors,
+    restore_network,
+    restore_optimizer,
+    save_checkpoint,
+)
+from stylegan2.config import ResolvedOptions, TrainingOptions, resolve
+from stylegan2.data import ImageStream, check_images
+from stylegan2.ema import ema_beta, update_average
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.history import Row, TickAverages, write_history
+from stylegan2.images import image_grid, to_uint8, write_png
+from stylegan2.interruption import deferred_interruption
+from stylegan2.loss import StyleGAN2Loss
+from stylegan2.network_folder import init_kwargs, load_weights, save_weights, write_config
+from stylegan2.networks.discriminator import Discriminator
+from stylegan2.networks.generator import Generator
+from stylegan2.optimisation import lazy_adam, step_with_gradients, trainable
+from stylegan2.randomness import Stream, derive_seed
+from stylegan2.sampling import generate
+
+CHECKPOINT = "checkpoint.safetensors"
+GRID_BATCH = 8
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    images: NDArray[np.uint8],
+    options: TrainingOptions,
+    *,
+    seed: int,
+    out_dir: Path,
+    checkpoint_dir: Path | None = None,
+    checkpoint_minutes: float = 5.0,
+    device: torch.device | None = None,
+    progress: bool = True,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Train a GAN, or go on with an interrupted training, and write the finished networks.
+
+    On the CPU the result depends on images, options and seed alone, bit for bit, interrupted or not.
+
+    Args:
+        images: uint8 [N, H, W, C]: square images of `options.resolution`, 1 or 3 channels.
+        options: what and how long to train.
+        seed: of everything random, ≥ 0.
+        out_dir: receives generator.safetensors (moving average), discriminator.safetensors, config.json,
+            history.csv and samples/ with grids of images.
+        checkpoint_dir: where to keep and look for the state of an unfinished training; None = nowhere.
+        checkpoint_minutes: time between checkpoints. Ctrl-C and SIGTERM also write one.
+        device: where to compute; None = the CPU.
+        progress: show a progress bar.
+        provenance: entries to add to config.json.
+
+    Raises:
+        StyleGAN2Error: for unusable images, a checkpoint or `init` of other options, or diverged training.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the checkpoint is written.
+    """
+    check_images(images, options.resolution)
+    device = device or torch.device("cpu")
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        trainer = Trainer(
+            images,
+            resolve(options),
+            seed=seed,
+            device=device,
+            samples_dir=(checkpoint_dir or out_dir) / "samples",
+            checkpoint=None if checkpoint_dir is None else checkpoint_dir / CHECKPOINT,
+            checkpoint_seconds=60 * checkpoint_minutes,
+        )
+        trainer.run(progress)
+        trainer.export(out_dir, provenance or {})
+
+
+class Trainer:
+    """The state of a training and the steps that move it on.
+
+    Args:
+        images: as in `train`.
+        options: resolved options.
+        seed: of everything random.
+        device: where to compute.
+        samples_dir: receives the sample grids while training goes on.
+        checkpoint: file to keep the state in; None = nowhere.
+        checkpoint_seconds: time between checkpoints.
+
+    Attributes:
+        images_seen: real images shown to the discriminator so far; everything random derives from it.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        options: ResolvedOptions,
+        *,
+        seed: int,
+        device: torch.device,
+        samples_dir: Path,
+        checkpoint: Path | None = None,
+        checkpoint_seconds: float = 300.0,
+    ) -> None:
+        self.options = options
+        self.seed = seed
+        self.device = device
+        self.samples_dir = samples_dir
+        self.checkpoint = checkpoint
+        self.checkpoint_seconds = checkpoint_seconds
+        self.stream = ImageStream(images, options.mirror, seed)
+        self.total_images = math.ceil(options.kimg * 1000 / options.batch) * options.batch
+        self.images_seen = 0
+        self.tick = 0
+        self.history: list[Row] = []
+        self.averages = TickAverages()
+        self._build_networks(channels=images.shape[3])
+        self._build_augmentation()
+        self._build_objectives()
+
+    def _build_networks(self, channels: int) -> None:
+        torch.manual_seed(derive_seed(self.seed, Stream.INITIAL_WEIGHTS))
+        generator_kwargs, discriminator_kwargs = network_kwargs(self.options, channels)
+        self.generator = Generator(**generator_kwargs)
+        self.discriminator = Discriminator(**discriminator_kwargs)
+        if self.options.init is not None:
+            load_initial_networks(Path(self.options.init), self.generator, self.discriminator)
+        self.generator.to(self.device).train()
+        self.discriminator.to(self.device).train()
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+
+    def _build_augmentation(self) -> None:
+        options = self.options
+        self.augment = None if options.aug == "noaug" else AugmentPipe(options.augpipe).to(self.device)
+        self.controller = (
+            AdaController(options.p, options.target, options.ada_kimg, options.ada_interval)
+            if options.aug == "ada"
+            else None
+        )
+        self._set_p(options.p)
+
+    def _build_objectives(self) -> None:
+        options = self.options
+        self.loss = StyleGAN2Loss(
+            self.generator,
+            self.discriminator,
+            self.augment,
+            r1_gamma=options.gamma,
+            style_mixing_prob=options.style_mixing_prob,
+            pl_weight=options.pl_weight,
+            pl_batch_shrink=options.pl_batch_shrink,
+            pl_decay=options.pl_decay,
+            report=self._report,
+        )
+        # pl_weight or gamma 0: the penalty is nothing, so its phase is left out.
+        self.g_reg_interval = options.g_reg_interval if options.pl_weight > 0 else None
+        self.d_reg_interval = options.d_reg_interval if options.gamma > 0 else None
+        self.optimizer_g = lazy_adam(self.generator, options.lr, options.g_reg_interval)
+        self.optimizer_d = lazy_adam(self.discriminator, options.lr, options.d_reg_interval)
+
+    # ------------------------------------------------------------------------------------------------------
+    # The course of a training
+    # ------------------------------------------------------------------------------------------------------
+
+    def run(self, progress: bool = True) -> None:
+        """Train to the end, from the checkpoint if there is one."""
+        self.restore()
+        if self.images_seen == 0:
+            self._write_real_grid()
+            self._write_sample_grid()
+        saved_at = time.monotonic()
+        bar = tqdm(
+            total=self.total_images,
+            initial=self.images_seen,
+            desc="train_gan",
+            unit="img",
+            unit_scale=True,
+            disable=not progress,
+        )
+        with bar, deferred_interruption() as interruption:
+            while self.images_seen < self.total_images:
+                self.train_iteration()
+                bar.update(self.options.batch)
+                if self._tick_is_over():
+                    self._finish_tick()
+                    bar.set_postfix_str(self._summary())
+                if interruption:
+                    self.save()
+                    raise KeyboardInterrupt(f"interrupted after {self.images_seen} images")
+                if time.monotonic() - saved_at > self.checkpoint_seconds:
+                    self.save()
+                    saved_at = time.monotonic()
+
+    def train_iteration(self) -> None:
+        """Show one batch: four phases, then the moving average, then the augmentation strength."""
+        iteration = self.images_seen // self.options.batch
+        rng = self._seed_iteration()
+        real = self.stream.batch(self.images_seen, self.options.batch).to(self.device)
+        self._train_generator(iteration, rng)
+        self._train_discriminator(iteration, real, rng)
+        options = self.options
+        beta = ema_beta(self.images_seen, options.batch, options.ema_kimg, options.ema_rampup)
+        update_average(self.average, self.generator, beta)
+        self.images_seen += options.batch
+        if self.controller is not None:
+            self._set_p(self.controller.after_iteration(iteration + 1, options.batch))
+
+    def _train_generator(self, iteration: int, rng: torch.Generator) -> None:
+        with trainable(self.generator, self.discriminator):
+            self.loss.accumulate_gmain(self._latents(rng), rng=rng)
+            step_with_gradients(self.optimizer_g)
+            if _is_due(self.g_reg_interval, iteration):
+                self.loss.accumulate_greg(self._latents(rng), gain=self.g_reg_interval or 1, rng=rng)
+                step_with_gradients(self.optimizer_g)
+
+    def _train_discriminator(self, iteration: int, real: Tensor, rng: torch.Generator) -> None:
+        with trainable(self.discriminator, self.generator):
+            self.loss.accumulate_dmain(real, self._latents(rng), rng=rng)
+            step_with_gradients(self.optimizer_d)
+            if _is_due(self.d_reg_interval, iteration):
+                self.loss.accumulate_dreg(real, gain=self.d_reg_interval or 1, rng=rng)
+                step_with_gradients(self.optimizer_d)
+
+    def _seed_iteration(self) -> torch.Generator:
+        """Derive this iteration's randomness; the layers' noise comes from torch's global generator."""
+        torch.manual_seed(derive_seed(self.seed, Stream.LAYER_NOISE, self.images_seen))
+        rng = torch.Generator(self.device)
+        return rng.manual_seed(derive_seed(self.seed, Stream.ITERATION, self.images_seen))
+
+    def _latents(self, rng: torch.Generator) -> Tensor:
+        shape = [self.options.batch, self.options.z_dim]
+        return torch.randn(shape, generator=rng, device=self.device)
+
+    def _report(self, name: str, values: Tensor) -> None:
+        self.averages.report(name, values)
+        if name == "scores_real" and self.controller is not None:
+            self.controller.report(values)
+
+    def _set_p(self, p: float) -> None:
+        if self.augment is not None:
+            self.augment.p.fill_(p)
+
+    # ------------------------------------------------------------------------------------------------------
+    # Ticks: a row of history, now and then a grid of samples
+    # ------------------------------------------------------------------------------------------------------
+
+    def _tick_is_over(self) -> bool:
+        images_per_tick = self.options.kimg_per_tick * 1000
+        return self.images_seen >= min((self.tick + 1) * images_per_tick, self.total_images)
+
+    def _finish_tick(self) -> None:
+        images_per_tick = self.options.kimg_per_tick * 1000
+        self.tick = max(int(self.images_seen // images_per_tick), self.tick + 1)
+        self.history.append(self._history_row())
+        self.averages.clear()
+        write_history(self.samples_dir.parent / "history.csv", self.history)
+        if len(self.history) % self.options.snapshot_ticks == 0 or self.images_seen >= self.total_images:
+            self._write_sample_grid()
+
+    def _history_row(self) -> Row:
+        averaged = ("loss_G", "loss_D", "scores_real", "scores_fake", "pl_penalty", "r1_penalty")
+        return {
+            "tick": len(self.history) + 1,
+            "kimg": self.images_seen / 1000,
+            "p": 0.0 if self.augment is None else float(self.augment.p),
+            "r_t": self.averages.mean("signs_real"),
+            "pl_mean": float(self.loss.pl_mean),
+            **{name: self.averages.mean(name) for name in averaged},
+        }
+
+    def _summary(self) -> str:
+        row = self.history[-1]
+        return f"p {row['p']:.3f}, G {row['loss_G']:.2f}, D {row['loss_D']:.2f}, r_t {row['r_t']:.2f}"
+
+    def _write_real_grid(self) -> None:
+        count = min(self.options.grid_size**2, self.stream.size)
+        self._write_grid("real.png", self.stream.batch(0, count))
+
+    def _write_sample_grid(self) -> None:
+        """Draw images of the averaged generator from latents that stay the same throughout."""
+        count = self.options.grid_size**2
+        rng = torch.Generator().manual_seed(derive_seed(self.seed, Stream.SAMPLE_GRID))
+        z = torch.randn([count, self.options.z_dim], generator=rng).to(self.device)
+        images = torch.cat([generate(self.average, chunk) for chunk in z.split(GRID_BATCH)])
+        self._write_grid(f"generated_{self.images_seen:09d}.png", images)
+
+    def _write_grid(self, name: str, images: Tensor) -> None:
+        pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # [N, H, W, C]
+        write_png(self.samples_dir / name, image_grid(pixels, self.options.grid_size))
+
+    # ------------------------------------------------------------------------------------------------------
+    # Checkpoint and result
+    # ------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is a place for it."""
+        if self.checkpoint is None:
+            return
+        tensors = {
+            **network_tensors("generator", self.generator),
+            **network_tensors("discriminator", self.discriminator),
+            **network_tensors("average", self.average),
+            **optimizer_tensors("optimizer_g", self.optimizer_g),
+            **optimizer_tensors("optimizer_d", self.optimizer_d),
+            "pl_mean": self.loss.pl_mean,
+        }
+        state = {
+            **self._identity(),
+            "images_seen": self.images_seen,
+            "tick": self.tick,
+            "history": self.history,
+            "averages": self.averages.state_dict(),
+            "controller": None if self.controller is None else self.controller.state_dict(),
+        }
+        save_checkpoint(self.checkpoint, tensors, state)
+
+    def restore(self) -> None:
+        """Go back to the checkpoint; without one, stay at the start.
+
+        Raises:
+            StyleGAN2Error: when it belongs to other options, another seed or other images.
+        """
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        tensors, state = load_checkpoint(self.checkpoint)
+        self._check_identity(state)
+        restore_network("generator", self.generator, tensors)
+        restore_network("discriminator", self.discriminator, tensors)
+        restore_network("average", self.average, tensors)
+        restore_optimizer("optimizer_g", self.optimizer_g, tensors)
+        restore_optimizer("optimizer_d", self.optimizer_d, tensors)
+        self.loss.pl_mean = tensors["pl_mean"].to(self.device)
+        self.images_seen, self.tick = state["images_seen"], state["tick"]
+        self.history = state["history"]
+        self.averages.load_state_dict(state["averages"])
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
+            self._set_p(self.controller.p)
+        log.info("resumed from %s after %d images", self.checkpoint, self.images_seen)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the training that wants to go on from it."""
+        options = json.loads(self.options.model_dump_json())
+        return {"options": options, "seed": self.seed, "images_sha256": self.stream.fingerprint()}
+
+    def _check_identity(self, state: dict[str, Any]) -> None:
+        own = self._identity()
+        problems = [
+            f"{name}: the checkpoint has {state['options'].get(name)!r}, asked for {value!r}"
+            for name, value in own["options"].items()
+            if state["options"].get(name) != value
+        ]
+        problems += [
+            f"{name}: the checkpoint has {state[name]!r}, this training {own[name]!r}"
+            for name in ("seed", "images_sha256")
+            if state[name] != own[name]
+        ]
+        if problems:
+            raise StyleGAN2Error(
+                f"checkpoint {self.checkpoint} belongs to another training; delete it or use its settings:"
+                + "".join(f"\n  - {problem}" for problem in problems)
+            )
+
+    def export(self, out_dir: Path, provenance: Mapping[str, Any]) -> None:
+        """Write the finished networks, their config, the history and the sample grids."""
+        save_weights(out_dir / "generator.safetensors", self.average)
+        save_weights(out_dir / "discriminator.safetensors", self.discriminator)
+        write_history(out_dir / "history.csv", self.history)
+        if self.samples_dir != out_dir / "samples":
+            shutil.copytree(self.samples_dir, out_dir / "samples", dirs_exist_ok=True)
+        write_config(
+            out_dir,
+            {
+                "generator": self.generator.init_kwargs,
+                "discriminator": self.discriminator.init_kwargs,
+                "options": json.loads(self.options.model_dump_json()),
+                "seed": self.seed,
+                "images_seen": self.images_seen,
+                "p": 0.0 if self.augment is None else float(self.augment.p),
+                "images_sha256": self.stream.fingerprint(),
+                **provenance,
+            },
+        )
+
+
+def network_kwargs(options: ResolvedOptions, channels: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the arguments of `Generator` and `Discriminator` that the options stand for."""
+    widths = {"channel_base": options.channel_base, "channel_max": options.channel_max}
+    size = {"c_dim": 0, "img_resolution": options.resolution, "img_channels": channels}
+    generator = {
+        **size,
+        "z_dim": options.z_dim,
+        "w_dim": options.w_dim,
+        "mapping_kwargs": {"num_layers": options.mapping_layers},
+        "synthesis_kwargs": widths,
+    }
+    discriminator = {
+        **size,
+        **widths,
+        "architecture": options.d_architecture,
+        "epilogue_kwargs": {"mbstd_group_size": options.mbstd_group},
+    }
+    return generator, discriminator
+
+
+def load_initial_networks(folder: Path, generator: Generator, discriminator: Discriminator) -> None:
+    """Load the weights to fine-tune from.
+
+    Args:
+        folder: of a trained GAN; its averaged generator becomes both the generator and the average.
+        generator: receives weights.
+        discriminator: receives weights.
+
+    Raises:
+        StyleGAN2Error: naming every argument in which the folder's networks differ from the asked ones.
+    """
+    problems = []
+    named: list[tuple[str, nn.Module, dict[str, Any]]] = [
+        ("generator", generator, generator.init_kwargs),
+        ("discriminator", discriminator, discriminator.init_kwargs),
+    ]
+    for name, _, asked in named:
+        found = _flat(init_kwargs(folder, name))
+        wanted = _flat(asked)
+        problems += [
+            f"{name}.{key}: {folder} has {found.get(key)!r}, the options ask for {wanted.get(key)!r}"
+            for key in sorted(found.keys() | wanted.keys())
+            if found.get(key) != wanted.get(key) and not key.endswith("mbstd_group_size")
+        ]
+    if problems:
+        raise StyleGAN2Error(
+            "init: these networks cannot be fine-tuned with these options:\n  - " + "\n  - ".join(problems)
+        )
+    for name, network, _ in named:
+        load_weights(folder / f"{name}.safetensors", network)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts to dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _is_due(interval: int | None, iteration: int) -> bool:
+    return interval is not None and iteration % interval == 0

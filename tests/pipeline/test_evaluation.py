@@ -1,0 +1,239 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.evaluation import (
+    FIELD_OF_VIEW,
+    FULL_FRAME,
+    PER_IMAGE_COLUMNS,
+    evaluate_predictions,
+    read_per_image,
+    write_metrics,
+    write_per_image,
+    write_predictions,
+    write_submission,
+)
+from pipeline.images import read_gray, read_probability, write_png
+from pipeline.metrics.pixel import METRIC_NAMES, Confusion
+from pipeline.prepared import Entry, Frame, load_samples, write_prepared
+from pipeline.verdict import compare
+
+
+def frame(number, vessels=True):
+    rng = np.random.default_rng(number)
+    fov = np.zeros((24, 32), bool)
+    fov[2:-2, 2:-2] = True
+    truth = (rng.random((24, 32)) < 0.2) & fov
+    image = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    return Frame(f"{number:02d}", image, truth if vessels else None, fov)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    entries = [Entry(frame(number), "test", f"{number:02d}_test.tif") for number in (1, 2, 3)]
+    entries += [
+        Entry(frame(number, vessels=False), "unlabelled", f"{number:02d}_x.tif") for number in (8, 10)
+    ]
+    write_prepared(tmp_path / "test", entries)
+    return tmp_path / "test"
+
+
+@pytest.fixture
+def samples(folder):
+    return load_samples(folder, "test", allow_test=True)
+
+
+class RedChannel:
+    """A model whose probability is the red channel: any figure can be computed by hand."""
+
+    def predict(self, image):
+        return (image[..., 0] / 255).astype(np.float32)
+
+
+def test_figures_follow_from_the_files_alone(samples, tmp_path):
+    write_predictions(RedChannel(), samples, tmp_path / "predictions")
+    evaluation = evaluate_predictions(tmp_path / "predictions", samples, 0.5)
+    hits = alarms = misses = 0
+    f1 = []
+    for sample in samples:
+        loaded = sample.load()
+        marked = read_probability(tmp_path / "predictions" / f"{sample.id}.png") >= 0.5
+        tp, fp, fn = (
+            int((mask & loaded.fov).sum())
+            for mask in (marked & loaded.vessels, marked & ~loaded.vessels, ~marked & loaded.vessels)
+        )
+        hits, alarms, misses = hits + tp, alarms + fp, misses + fn
+        f1.append(2 * tp / (2 * tp + fp + fn))
+    summary = evaluation.summary(FIELD_OF_VIEW)
+    assert summary["pooled"]["f1"] == round(2 * hits / (2 * hits + alarms + misses), 6)
+    assert summary["mean"]["f1"] == round(float(np.mean(f1)), 6)
+    assert evaluation.summary(FULL_FRAME)["pooled"]["specificity"] != summary["pooled"]["specificity"]
+
+
+def test_border_counts_on_the_full_frame_only(folder, samples, tmp_path):
+    class Border:
+        def predict(self, image):
+            probability = np.zeros(image.shape[:2], np.float32)
+            probability[:2] = 1
+            return probability
+
+    write_predictions(Border(), samples, tmp_path)
+    scores = evaluate_predictions(tmp_path, samples, 0.5).images
+    by_region = {score.region: score.confusion for score in scores if score.id == "01"}
+    assert by_region[FIELD_OF_VIEW].false_positive == 0
+    assert by_region[FULL_FRAME].false_positive == 2 * 32
+
+
+def test_predicting_twice_gives_equal_bytes(samples, tmp_path):
+    for name in ("a", "b"):
+        write_predictions(RedChannel(), samples, tmp_path / name)
+    for sample in samples:
+        paths = [tmp_path / name / f"{sample.id}.png" for name in ("a", "b")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert read_gray(paths[0]).dtype == np.uint16
+
+
+def test_metrics_file_is_what_dvc_wants(samples, tmp_path):
+    write_predictions(RedChannel(), samples, tmp_path / "p")
+    evaluation = evaluate_predictions(tmp_path / "p", samples, 0.5)
+    path = tmp_path / "metrics" / "base.json"
+    write_metrics(path, evaluation.summary(FIELD_OF_VIEW))
+    content = json.loads(path.read_text())
+    assert list(content) == ["pooled", "mean"]
+    for part in content.values():
+        assert list(part) == list(METRIC_NAMES)
+        assert all(isinstance(value, float) and 0 <= value <= 1 for value in part.values())
+        assert all(value == round(value, 6) for value in part.values())
+
+
+def test_nan_never_reaches_a_file(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_metrics(tmp_path / "m.json", {"pooled": {"f1": math.nan}})
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_per_image_table_round_trip(samples, tmp_path):
+    write_predictions(RedChannel(), samples, tmp_path / "p")
+    evaluation = evaluate_predictions(tmp_path / "p", samples, 0.5)
+    path = tmp_path / "metrics" / "per_image.csv"
+    write_per_image(path, [evaluation.per_image("base"), evaluation.per_image("retrained")])
+    table = read_per_image(path)
+    assert tuple(table.columns) == PER_IMAGE_COLUMNS
+    assert len(table) == 2 * 3 * 2
+    assert set(table["id"]) == {"01", "02", "03"}  # text, not the number 1
+    first = evaluation.images[0]
+    row = table.iloc[0]
+    assert (row["model"], row["id"], row["region"]) == ("base", first.id, first.region)
+    assert row["f1"] == pytest.approx(first.metrics.f1, abs=5e-7)
+    assert Confusion(*(int(row[name]) for name in PER_IMAGE_COLUMNS[-4:])) == first.confusion
+
+
+def test_foreign_table_is_refused(tmp_path):
+    (tmp_path / "per_image.csv").write_text("model,id\nbase,01\n")
+    with pytest.raises(UserError, match="lacks the columns region"):
+        read_per_image(tmp_path / "per_image.csv")
+
+
+def test_submission_is_numbered_binary_masks(folder, tmp_path):
+    unlabelled = load_samples(folder, "unlabelled", allow_test=True)
+    write_predictions(RedChannel(), unlabelled, tmp_path / "p")
+    write_submission(tmp_path / "submission", tmp_path / "p", unlabelled, 0.5)
+    assert sorted(path.name for path in (tmp_path / "submission").iterdir()) == ["10.png", "8.png"]
+    mask = read_gray(tmp_path / "submission" / "8.png")
+    assert mask.dtype == np.uint8
+    assert mask.shape == (24, 32)
+    assert np.array_equal(mask == 255, read_probability(tmp_path / "p" / "08.png") >= 0.5)
+    assert set(np.unique(mask)) == {0, 255}
+
+
+def test_submission_numbers_must_differ(tmp_path):
+    names = ((1, "01_a.tif"), (2, "1_b.tif"), (3, "other.tif"))
+    entries = [Entry(frame(number, vessels=False), "unlabelled", source) for number, source in names]
+    samples = write_prepared(tmp_path / "test", entries)
+    write_predictions(RedChannel(), samples, tmp_path / "p")
+    with pytest.raises(UserError, match=r"01_a\.tif, 1_b\.tif would all be written as 1\.png"):
+        write_submission(tmp_path / "submission", tmp_path / "p", samples, 0.5)
+    assert not (tmp_path / "submission").exists()
+    write_submission(tmp_path / "submission", tmp_path / "p", samples[1:], 0.5)
+    assert sorted(path.name for path in (tmp_path / "submission").iterdir()) == ["03.png", "1.png"]
+
+
+def test_prediction_of_another_size_or_depth_is_refused(samples, tmp_path):
+    write_predictions(RedChannel(), samples, tmp_path)
+    write_png(tmp_path / "02.png", np.zeros((24, 32), np.uint8))
+    with pytest.raises(UserError, match=r"02\.png: got uint8"):
+        evaluate_predictions(tmp_path, samples, 0.5)
+
+
+def test_all_unusable_labels_are_named_at_once(tmp_path):
+    blank = [
+        Entry(Frame(name, f.image, np.zeros_like(f.fov), f.fov), "test", name)
+        for name, f in (("a", frame(1)), ("b", frame(2)))
+    ]
+    samples = write_prepared(tmp_path / "test", blank)
+    write_predictions(RedChannel(), samples, tmp_path / "p")
+    with pytest.raises(UserError, match=r"(?s)4 problems.*a \(fov\).*a \(full_frame\).*b \(fov\)"):
+        evaluate_predictions(tmp_path / "p", samples, 0.5)
+
+
+def test_unlabelled_and_empty_sets_are_refused(folder, tmp_path):
+    unlabelled = load_samples(folder, "unlabelled", allow_test=True)
+    write_predictions(RedChannel(), unlabelled, tmp_path)
+    with pytest.raises(UserError, match="08: has no label"):
+        evaluate_predictions(tmp_path, unlabelled, 0.5)
+    with pytest.raises(UserError, match="no labelled test image"):
+        evaluate_predictions(tmp_path, [], 0.5)
+
+
+def table(model, hits, region=FIELD_OF_VIEW, ids=None):
+    ids = ids or [f"{number:02d}" for number in range(len(hits))]
+    return pd.DataFrame(
+        {
+            "model": model,
+            "id": ids,
+            "region": region,
+            "true_positive": hits,
+            "false_positive": 100,
+            "false_negative": 1000 - np.asarray(hits),
+        }
+    )
+
+
+HITS = np.array([700, 720, 650, 800, 760, 710])
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "says"),
+    [
+        ([20, 25, 30, 22, 18, 27], "gain", "“retrained” is better than “base”: F1 +0.01"),
+        ([-20, -25, -30, -22, -18, -27], "loss", "“retrained” is worse than “base”: F1 −0.01"),
+        ([20, -25, 30, -22, 18, -20], "no_gain", "No demonstrable gain of “retrained” over “base”"),
+        ([0, 0, 0, 0, 0, 0], "no_gain", "which contains 0"),
+    ],
+)
+def test_verdict_follows_the_interval(change, outcome, says):
+    per_image = pd.concat([table("base", HITS), table("retrained", HITS + change)])
+    draws = np.random.default_rng(0).integers(6, size=(1000, 6))
+    got = compare(per_image, "retrained", "base", FIELD_OF_VIEW, draws)
+    assert got.outcome == outcome
+    assert says in got.sentence()
+    assert got.difference.low <= got.difference.value <= got.difference.high
+
+
+def test_few_images_give_no_verdict():
+    per_image = pd.concat([table("base", HITS[:2]), table("retrained", HITS[:2] + 100)])
+    got = compare(per_image, "retrained", "base", FIELD_OF_VIEW, np.array([[0, 1], [1, 1]]))
+    assert got.outcome == "too_few"
+    assert "cannot tell" in got.sentence()
+
+
+def test_comparison_needs_the_same_images():
+    per_image = pd.concat([table("base", HITS), table("retrained", HITS, ids=list("abcdef"))])
+    with pytest.raises(UserError, match="other images"):
+        compare(per_image, "retrained", "base", FIELD_OF_VIEW, np.zeros((2, 6), np.int64))
+    with pytest.raises(UserError, match="no row for model 'ensemble'"):
+        compare(per_image, "ensemble", "base", FIELD_OF_VIEW, np.zeros((2, 6), np.int64))

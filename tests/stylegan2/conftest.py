@@ -1,0 +1,122 @@
+"""Access to the reference numbers in ../shared/fixtures/stylegan2 for the tests of this folder."""
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+
+
+class StyleGAN2Reference:
+    """The reference numbers: an index of cases and one safetensors file for each group of cases."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        self._entries = {entry["file"]: entry for entry in self.index["files"]}
+        self.tensors = functools.lru_cache(maxsize=8)(self._tensors)
+
+    def entry(self, file: str) -> dict[str, Any]:
+        """The index entry of ``file`` (with or without ``.safetensors``)."""
+        return self._entries.get(file) or self._entries[f"{file}.safetensors"]
+
+    def cases(self, file: str) -> list[dict[str, Any]]:
+        """The cases of ``file``: dicts with ``id, args, inputs, outputs`` and maybe notes."""
+        return self.entry(file)["cases"]
+
+    def case(self, file: str, case_id: str) -> dict[str, Any]:
+        """The case of ``file`` called ``case_id``."""
+        return next(case for case in self.cases(file) if case["id"] == case_id)
+
+    def tolerance(self, file: str) -> float:
+        """Allowed max|a − b| / max|b| in ``file``."""
+        return self.entry(file)["recommended_tolerance_rel_max"]
+
+    def _tensors(self, file: str) -> dict[str, torch.Tensor]:
+        """Every tensor of ``file`` by its key; do not change them in place."""
+        return load_file(self.folder / self.entry(file)["file"])
+
+    def inputs(self, file: str, case_id: str) -> dict[str, torch.Tensor]:
+        """The tensors ``<case>/in/<name>`` by name."""
+        return self._section(file, f"{case_id}/in/")
+
+    def outputs(self, file: str, case_id: str) -> dict[str, torch.Tensor]:
+        """The tensors ``<case>/out/<name>`` by name."""
+        return self._section(file, f"{case_id}/out/")
+
+    def state(self, file: str) -> dict[str, torch.Tensor]:
+        """The tensors ``state/<parameter>`` by parameter: a state dict."""
+        return self._section(file, "state/")
+
+    def _section(self, file: str, prefix: str) -> dict[str, torch.Tensor]:
+        tensors = self.tensors(file)
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+@functools.cache
+def find_reference() -> StyleGAN2Reference | None:
+    """The reference beside the checkout, or None where there is none."""
+    shared = Path(os.environ.get("VESSELFORGE_SHARED", REPO_ROOT.parent / "shared"))
+    folder = shared / "fixtures" / "stylegan2"
+    return StyleGAN2Reference(folder) if (folder / "index.json").is_file() else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test marked ``@pytest.mark.reference_cases(file, …)`` once per case: ``file``, ``case``."""
+    marker = metafunc.definition.get_closest_marker("reference_cases")
+    if marker is None:
+        return
+    reference = find_reference()
+    if reference is None:
+        skip = pytest.mark.skip(reason="reference numbers are absent (set VESSELFORGE_SHARED)")
+        metafunc.parametrize(("file", "case"), [pytest.param(None, None, id="absent", marks=skip)])
+        return
+    select: Callable[[dict[str, Any]], bool] = marker.kwargs.get("select", lambda case: True)
+    params = [
+        pytest.param(file, case, id=f"{file}-{case['id']}" if len(marker.args) > 1 else case["id"])
+        for file in marker.args
+        for case in reference.cases(file)
+        if select(case)
+    ]
+    metafunc.parametrize(("file", "case"), params)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "reference_cases(*files, select=None): run once per case of these reference files"
+    )
+
+
+@pytest.fixture(scope="session")
+def stylegan2_reference(shared_dir: Path) -> StyleGAN2Reference:
+    """The reference numbers; skips without them."""
+    reference = find_reference()
+    if reference is None:
+        pytest.skip(f"{shared_dir}/fixtures/stylegan2/index.json is absent")
+    return reference
+
+
+@pytest.fixture(scope="session")
+def assert_close_to_reference() -> Callable[..., None]:
+    """A function (actual, expected, tolerance, what="") that fails when max|a − b| / max|b| > tolerance."""
+
+    def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str = "") -> None:
+        assert tuple(actual.shape) == tuple(expected.shape), f"{what}: shape {tuple(actual.shape)}"
+        actual, expected = actual.detach().double(), expected.detach().double()
+        assert bool(torch.isfinite(actual).all()), f"{what}: not finite"
+        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        if scale == 0:
+            largest = float(actual.abs().max()) if actual.numel() else 0.0
+            assert largest <= 1e-6, f"{what}: expected zeros, got up to {largest:.3g}"
+            return
+        deviation = float((actual - expected).abs().max()) / scale
+        assert deviation <= tolerance, f"{what}: deviates by {deviation:.3g}, allowed {tolerance:.3g}"
+
+    return check

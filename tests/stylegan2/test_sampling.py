@@ -1,0 +1,126 @@
+"""Sampling: an image depends on its seed alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.images import from_uint8, image_grid, to_uint8, write_png
+from stylegan2.network_folder import save_weights, write_config
+from stylegan2.networks.generator import Generator
+from stylegan2.sampling import generate, latent, load_generator, sample_images
+
+KWARGS: dict[str, Any] = {
+    "z_dim": 16,
+    "c_dim": 0,
+    "w_dim": 16,
+    "img_resolution": 16,
+    "img_channels": 3,
+    "mapping_kwargs": {"num_layers": 2},
+    "synthesis_kwargs": {"channel_base": 256, "channel_max": 16},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    generator = Generator(**KWARGS)
+    with torch.no_grad():
+        generator.mapping.w_avg.normal_()
+    save_weights(tmp_path / "generator.safetensors", generator)
+    write_config(tmp_path, {"generator": generator.init_kwargs})
+    return tmp_path
+
+
+def pool(folder: Path, seeds: list[int], psi: float = 0.7, batch: int = 8) -> list[NDArray[np.uint8]]:
+    return list(sample_images(load_generator(folder, torch.device("cpu")), seeds, psi, batch))
+
+
+def test_a_pool_holds_the_smaller_pool(folder: Path) -> None:
+    large = pool(folder, list(range(19)))
+    for count in (1, 5, 8, 11):
+        for small, same in zip(pool(folder, list(range(count))), large, strict=False):
+            assert np.array_equal(small, same)
+
+
+def test_the_place_in_a_batch_does_not_matter(folder: Path) -> None:
+    in_order, turned_round = pool(folder, list(range(16))), pool(folder, list(range(15, -1, -1)))
+    for first, second in zip(in_order, reversed(turned_round), strict=True):
+        assert np.array_equal(first, second)
+
+
+def test_truncation_zero_is_one_image_and_one_is_many(folder: Path) -> None:
+    same, different = pool(folder, [1, 2], psi=0.0), pool(folder, [1, 2], psi=1.0)
+    assert np.array_equal(same[0], same[1])
+    assert not np.array_equal(different[0], different[1])
+
+
+def test_images_are_bytes_in_image_order(folder: Path) -> None:
+    (image,) = pool(folder, [7])
+    assert (image.dtype, image.shape) == (np.uint8, (16, 16, 3))
+
+
+def test_latent_of_a_seed() -> None:
+    assert latent(5, 3).tolist() == np.random.RandomState(5).randn(1, 3).astype(np.float32).tolist()
+
+
+def test_seeds_out_of_range_are_named(folder: Path) -> None:
+    with pytest.raises(StyleGAN2Error, match="-1"):
+        pool(folder, [3, -1])
+
+
+def test_bytes_survive_the_way_there_and_back() -> None:
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_uint8(from_uint8(values)), values)
+    assert to_uint8(torch.tensor([-3.0, 3.0, 1 / 255 - 1e-4])).tolist() == [0, 255, 128]
+
+
+def test_grid() -> None:
+    grid = image_grid(np.stack([np.full((2, 3, 1), value, np.uint8) for value in (1, 2, 3)]), columns=2)
+    assert grid[:, :, 0].tolist() == [[1] * 3 + [2] * 3] * 2 + [[3] * 3 + [0] * 3] * 2
+
+
+def test_png_has_one_or_three_channels(tmp_path: Path) -> None:
+    with pytest.raises(StyleGAN2Error, match="2 channels"):
+        write_png(tmp_path / "x.png", np.zeros((4, 4, 2), np.uint8))
+
+
+def test_a_folder_without_a_network_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StyleGAN2Error, match=r"config\.json is missing"):
+        load_generator(tmp_path, torch.device("cpu"))
+
+
+def test_damaged_weights_are_named(folder: Path) -> None:
+    path = folder / "generator.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StyleGAN2Error, match=r"generator\.safetensors is not a usable"):
+        load_generator(folder, torch.device("cpu"))
+
+
+def test_weights_of_another_network_are_named(folder: Path) -> None:
+    write_config(folder, {"generator": {**KWARGS, "w_dim": 8}})
+    with pytest.raises(StyleGAN2Error, match=r"mapping\.w_avg: got \[16\], expected \[8\]"):
+        load_generator(folder, torch.device("cpu"))
+
+
+@pytest.mark.shared
+def test_images_of_the_reference(
+    stylegan2_reference: Any, assert_close_to_reference: Callable[..., None]
+) -> None:
+    probes = stylegan2_reference.tensors("nvidia_format_torch17style_reference")
+    kwargs = stylegan2_reference.entry("nvidia_format_torch17style_reference")["expected_init_kwargs"]["G"]
+    generator = Generator(**kwargs)
+    state = {key.removeprefix("G_ema/"): value for key, value in probes.items() if key.startswith("G_ema/")}
+    generator.load_state_dict(state)
+    generator.eval()
+    expected = probes["probe/G_ema_img_psi1_const"]
+    found = generate(generator, probes["probe/z"])
+    assert_close_to_reference(found, expected, 1e-4)
+    difference = to_uint8(found).int() - to_uint8(expected).int()
+    assert difference.abs().max() <= 1
+    assert (difference != 0).float().mean() < 1e-3
