@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+import stages  # noqa: F401 - settles OpenMP's waiting before torch loads it
+
+# isort: split
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent

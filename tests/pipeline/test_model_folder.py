@@ -1,0 +1,82 @@
+"""A model folder returns what was saved, and says what is wrong with one that cannot be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.frames import Statistics
+from pipeline.model_folder import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_model, save_model
+from pipeline.models.registry import Architecture, build_model
+
+CPU = torch.device("cpu")
+
+
+def config(base_width: int = 2) -> ModelConfig:
+    return ModelConfig(
+        architecture=Architecture(base_width=base_width),
+        resolution="native",
+        statistics=Statistics(mean=(0.5, 0.3, 0.2), std=(0.2, 0.1, 0.1)),
+        threshold=0.4,
+        params={"train_base": {"epochs": 3}},
+        versions={"torch": "2"},
+        git_commit=None,
+        data_sha256="ab" * 32,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", build_model(config().architecture), config())
+    return tmp_path / "model"
+
+
+def test_a_model_comes_back_as_it_was(folder: Path) -> None:
+    torch.manual_seed(0)
+    original = build_model(config().architecture).eval()
+    network, loaded = load_model(folder, CPU)
+    assert loaded == config()
+    assert not network.training
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(network(x), original(x))
+
+
+def test_equal_models_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
+    network, loaded = load_model(folder, CPU)
+    save_model(tmp_path / "again", network, loaded)
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json: missing"):
+        load_model(tmp_path / "nowhere", CPU)
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: missing"):
+        load_model(folder, CPU)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"kind": "segmenter"}', '{"kind": "ensemble"}'])
+def test_a_wrong_config_is_explained(folder: Path, content: str) -> None:
+    (folder / CONFIG_FILE).write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_model(folder, CPU)
+
+
+def test_unknown_keys_are_refused(folder: Path) -> None:
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(json.dumps(values | {"surprise": 1}))
+    with pytest.raises(UserError, match="surprise"):
+        load_model(folder, CPU)
+
+
+def test_weights_must_fit_the_config(folder: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "wider", build_model(Architecture(base_width=4)), config(base_width=2))
+    with pytest.raises(UserError, match="not the weights of the sa_unet"):
+        load_model(tmp_path / "wider", CPU)
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-10])
+    with pytest.raises(UserError, match="not the weights"):
+        load_model(folder, CPU)

@@ -1,0 +1,304 @@
+"""Training on small drawn pictures: it learns, keeps the best epoch, and resumes bit for bit."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pipeline.training as training
+from pipeline.augment import Augmentation, Example
+from pipeline.errors import UserError
+from pipeline.segmenter_params import SegmenterParams
+from pipeline.training import Execution, Phase, TrainedSegmenter, prefetch, train_segmenter
+from pipeline.training_checkpoint import CHECKPOINT_FILE, HistoryRow, best_row
+from pipeline.training_data import TrainingFrame, ValidationFrame, input_statistics, working_frame
+from pipeline.validation import validate
+
+SIZE = 32
+PARAMS = SegmenterParams(
+    base_width=4,
+    dropblock_size=3,
+    dropblock_keep=0.95,
+    resolution=SIZE,
+    batch_size=3,
+    augmentation=Augmentation(rotation=20, scale=0.1),
+)
+QUIET = Execution(progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these networks are too small to share out
+    yield
+    torch.set_num_threads(threads)
+
+
+def picture(seed: int) -> ValidationFrame:
+    """Bright lines on noise."""
+    rng = np.random.default_rng(seed)
+    vessels = np.zeros((SIZE, SIZE), bool)
+    vessels[rng.integers(3, SIZE - 3), :] = True
+    vessels[:, rng.integers(3, SIZE - 3)] = True
+    image = rng.integers(20, 90, (SIZE, SIZE, 3), dtype=np.uint8)
+    image[vessels] += np.uint8(140)
+    fov = np.zeros((SIZE, SIZE), bool)
+    fov[2:-2, 2:-2] = True
+    return ValidationFrame(working_frame(f"picture {seed}", image, vessels, fov, SIZE), vessels, fov)
+
+
+TRAIN = [picture(seed).working for seed in range(7)]
+VALIDATION = [picture(seed) for seed in (100, 101)]
+STATISTICS = input_statistics(TRAIN)
+
+
+def phases(first: int = 3, second: int = 2) -> list[Phase]:
+    return [Phase("first", TRAIN, first, 1e-2, True), Phase("second", TRAIN[:4], second, 1e-3, False)]
+
+
+def train(
+    plan: Sequence[Phase] | None = None, params: SegmenterParams = PARAMS, seed: int = 0, **options: object
+) -> TrainedSegmenter:
+    options.setdefault("execution", QUIET)
+    plan = phases() if plan is None else plan
+    return train_segmenter(plan, VALIDATION, params, STATISTICS, seed=seed, **options)  # type: ignore[arg-type]
+
+
+def same(a: TrainedSegmenter, b: TrainedSegmenter) -> bool:
+    weights_a, weights_b = a.network.state_dict(), b.network.state_dict()
+    equal_weights = all(torch.equal(weights_a[name], weights_b[name]) for name in weights_a)
+    return a.history == b.history and a.best == b.best and a.threshold == b.threshold and equal_weights
+
+
+def test_it_learns_bright_lines() -> None:
+    trained = train([Phase("only", TRAIN, 12, 1e-2, True)])
+    assert trained.best.validation_auc is not None and trained.best.validation_auc > 0.97
+    assert trained.history[-1].train_loss < 0.6 * trained.history[0].train_loss
+
+
+def test_phases_run_in_order_with_their_own_frames_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, bool]] = []
+    original = training.make_example
+
+    def spy(
+        frame: TrainingFrame, crop: int | None, settings: Augmentation | None, rng: np.random.Generator
+    ) -> Example:
+        shown.append((frame.id, settings is not None))
+        return original(frame, crop, settings, rng)
+
+    monkeypatch.setattr(training, "make_example", spy)
+    history = train().history
+    assert [(row.phase, row.epoch, row.learning_rate) for row in history] == [
+        ("first", 1, 1e-2),
+        ("first", 2, 1e-2),
+        ("first", 3, 1e-2),
+        ("second", 4, 1e-3),
+        ("second", 5, 1e-3),
+    ]
+    ids = sorted(frame.id for frame in TRAIN)
+    for epoch in range(3):
+        assert sorted(shown[7 * epoch : 7 * epoch + 7]) == [(name, True) for name in ids]
+    for start in (21, 25):
+        assert sorted(shown[start : start + 4]) == [(name, False) for name in ids[:4]]
+    assert shown[:7] != shown[7:14]  # another order each epoch
+
+
+def test_the_learning_rate_reaches_the_optimiser() -> None:
+    frozen = train([Phase("frozen", TRAIN, 2, 1e-12, False)])
+    torch.manual_seed(123)  # the caller's generator does not matter
+    again = train([Phase("frozen", TRAIN, 1, 1e-12, False)])
+    for name, parameter in frozen.network.named_parameters():
+        assert torch.allclose(parameter, dict(again.network.named_parameters())[name], atol=1e-9)
+
+
+def test_the_best_epoch_is_kept() -> None:
+    trained = train([Phase("only", TRAIN, 6, 3e-2, True)])
+    aucs = [row.validation_auc for row in trained.history]
+    assert None not in aucs
+    assert trained.best == trained.history[int(np.argmax(aucs))]  # type: ignore[arg-type]
+    score = validate(trained.network, VALIDATION, STATISTICS, PARAMS.loss)
+    assert score.auc == trained.best.validation_auc
+    assert score.loss == pytest.approx(trained.best.validation_loss, abs=1e-6)
+
+
+def test_the_earlier_epoch_wins_a_tie() -> None:
+    rows = [
+        HistoryRow("p", epoch, 1e-3, 0.5, 0.5, auc)
+        for epoch, auc in enumerate((None, 0.8, 0.9, 0.9), start=1)
+    ]
+    assert best_row(rows) is rows[2]
+    assert best_row(rows[:1]) is None
+
+
+def test_validation_is_skipped_between_but_not_at_the_end_of_a_phase() -> None:
+    params = PARAMS.model_copy(update={"validate_every": 2})
+    history = train(params=params).history
+    assert [row.validation_auc is not None for row in history] == [False, True, True, True, True]
+    assert [row.validation_loss is None for row in history] == [True, False, False, False, False]
+
+
+def test_same_seed_same_bits_another_seed_not() -> None:
+    first = train()
+    torch.manual_seed(99)
+    assert same(first, train())
+    assert not same(first, train(seed=1))
+
+
+def test_loader_threads_do_not_change_the_result() -> None:
+    assert same(train(), train(execution=Execution(workers=3, progress=False)))
+
+
+def test_the_callers_random_state_is_left_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train(phases(1, 0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_at: int, ema_decay: float) -> None:
+    params = PARAMS.model_copy(update={"ema_decay": ema_decay})
+
+    def interrupt(row: HistoryRow) -> None:
+        if row.epoch == stop_at:
+            raise KeyboardInterrupt
+
+    keeping = Execution(checkpoint_dir=tmp_path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(params=params, execution=keeping, on_epoch=interrupt)
+    assert (tmp_path / CHECKPOINT_FILE).exists()
+    epochs: list[int] = []
+    resumed = train(params=params, execution=keeping, on_epoch=lambda row: epochs.append(row.epoch))
+    assert epochs == list(range(stop_at + 1, 6))
+    assert same(resumed, train(params=params))
+
+
+def test_an_interrupt_within_an_epoch_goes_back_to_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = training.make_example, [0]
+
+    def interrupt(
+        frame: TrainingFrame, crop: int | None, settings: Augmentation | None, rng: np.random.Generator
+    ) -> Example:
+        calls[0] += 1
+        if calls[0] == 2 * 7 + 5:  # the second batch of the third epoch
+            raise KeyboardInterrupt
+        return original(frame, crop, settings, rng)
+
+    keeping = Execution(checkpoint_dir=tmp_path, progress=False)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "make_example", interrupt)
+        train(execution=keeping)
+    assert same(train(execution=keeping), train())
+
+
+def test_checkpoints_are_written_when_it_is_time(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(row: HistoryRow) -> None:
+        if row.epoch == 3:
+            raise KilledError  # nothing is saved on the way out, as with a killed process
+
+    keeping = Execution(checkpoint_dir=tmp_path, checkpoint_minutes=1e-9, progress=False)
+    with pytest.raises(KilledError):
+        train(execution=keeping, on_epoch=kill)
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
+    epochs: list[int] = []
+    assert same(train(execution=keeping, on_epoch=lambda row: epochs.append(row.epoch)), train())
+    assert epochs == [4, 5]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    keeping = Execution(checkpoint_dir=tmp_path, checkpoint_minutes=1e-9, progress=False)
+    first = train(execution=keeping)
+    epochs: list[int] = []
+    assert same(train(execution=keeping, on_epoch=lambda row: epochs.append(row.epoch)), first)
+    assert epochs == []
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    keeping = Execution(checkpoint_dir=tmp_path, checkpoint_minutes=1e-9, progress=False)
+    train(phases(1, 0), execution=keeping)
+    with pytest.raises(UserError, match=r"other settings or data; delete .*safetensors"):
+        train(phases(1, 0), execution=keeping, seed=1)
+    with pytest.raises(UserError, match="other settings"):
+        train(phases(2, 0), execution=keeping)
+
+
+def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT_FILE).write_bytes(b"no safetensors")
+    with pytest.raises(UserError, match=r"training\.safetensors is not a checkpoint"):
+        train(execution=Execution(checkpoint_dir=tmp_path, progress=False))
+
+
+def test_a_loss_that_is_no_number_stops_with_advice() -> None:
+    with pytest.raises(UserError, match=r"loss became (nan|inf) in epoch 1 .*lower the learning rate"):
+        train([Phase("wild", TRAIN, 3, math.inf, False)])
+
+
+def test_nothing_to_do_is_an_error() -> None:
+    with pytest.raises(UserError, match="0 epochs in all"):
+        train(phases(0, 0))
+    with pytest.raises(UserError, match="phase empty has no frames"):
+        train([Phase("empty", [], 1, 1e-3, False)])
+
+
+def test_unusable_validation_images_are_all_named() -> None:
+    good = VALIDATION[0]
+    blank = ValidationFrame(good.working, np.zeros_like(good.vessels), good.fov)
+    full = ValidationFrame(good.working, np.ones_like(good.vessels), good.fov)
+    with pytest.raises(UserError, match=r"(?s)2 problems.*no vessel.*only vessels"):
+        train_segmenter(phases(), [blank, good, full], PARAMS, STATISTICS, seed=0, execution=QUIET)
+    with pytest.raises(UserError, match="there is none"):
+        train_segmenter(phases(), [], PARAMS, STATISTICS, seed=0, execution=QUIET)
+
+
+def test_crops_and_frames_of_different_sizes_train() -> None:
+    rng = np.random.default_rng(0)
+    wide = working_frame(
+        "wide", rng.integers(0, 256, (20, 45, 3), dtype=np.uint8), rng.random((20, 45)) < 0.2, None, "native"
+    )
+    for crop in (None, 16):
+        trained = train(
+            [Phase("mixed", [*TRAIN[:2], wide], 1, 1e-3, True)], PARAMS.model_copy(update={"crop": crop})
+        )
+        assert math.isfinite(trained.history[0].train_loss)
+
+
+def test_the_threshold_is_named_or_fitted() -> None:
+    plan = [Phase("only", TRAIN, 4, 1e-2, True)]
+    assert train(plan, PARAMS.model_copy(update={"threshold": 0.3})).threshold == 0.3
+    fitted = train(plan, PARAMS.model_copy(update={"threshold": "validation"})).threshold
+    assert 0 < fitted < 1
+    assert fitted == pytest.approx(round(fitted, 3))
+
+
+def test_history_has_a_row_per_epoch_and_no_timings(tmp_path: Path) -> None:
+    trained = train(params=PARAMS.model_copy(update={"validate_every": 2}))
+    trained.write_history(tmp_path / "history.csv")
+    table = pd.read_csv(tmp_path / "history.csv")
+    assert list(table) == [
+        "phase",
+        "epoch",
+        "learning_rate",
+        "train_loss",
+        "validation_loss",
+        "validation_auc",
+    ]
+    assert table["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert table["validation_auc"].isna().tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_prefetch_keeps_order_and_passes_errors_on(workers: int) -> None:
+    assert list(prefetch(lambda x: x * x, range(9), workers)) == [x * x for x in range(9)]
+    with pytest.raises(ZeroDivisionError):
+        list(prefetch(lambda x: 1 // x, [1, 0, 2], workers))
