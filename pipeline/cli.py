@@ -1,5 +1,6 @@
 """The `vesselforge` command: use trained models on a person's own images."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from pipeline.errors import Problems, UserError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".ppm", ".gif")
+RESULTS = ("mask", "probability", "overlay")  # of image.jpg: image_mask.png, …
 
 
 @click.group()
@@ -32,17 +34,28 @@ def main() -> None:
     "--threshold", type=click.FloatRange(0, 1), help="Vessel where probability ≥ this [the model's own]."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--overwrite", is_flag=True, help="Replace results of an earlier run.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def predict(
-    images: tuple[Path, ...], output: Path, model: Path, threshold: float | None, device: str, debug: bool
+    images: tuple[Path, ...],
+    output: Path,
+    model: Path,
+    threshold: float | None,
+    device: str,
+    overwrite: bool,
+    debug: bool,
 ) -> None:
-    """Segment IMAGES (files or folders; PNG, TIF, JPG; any size).
+    """Segment IMAGES (files or folders; PNG, TIF, JPG; any size up to 100 megapixels).
 
     Writes three files per image: NAME_mask.png (0 or 255), NAME_probability.png (16 bits, 65535 = 1) and
-    NAME_overlay.png. Nothing is written when an image cannot be read.
+    NAME_overlay.png. Folders are not searched deeper, pixels are taken as stored (EXIF orientation is
+    ignored), and 16-bit images have to use their full range.
+
+    Nothing is written when an image cannot be read, when a result would replace a file (see --overwrite; an
+    image given as input is never replaced), or when OUT is one of the folders to be segmented.
     """
     try:
-        _predict(_image_files(images), output, model, threshold, device)
+        _predict(_checked_files(images, output, overwrite), output, model, threshold, device)
     except UserError as error:
         if debug:
             raise
@@ -57,29 +70,47 @@ def _predict(files: list[Path], output: Path, model: Path, threshold: float | No
     from pipeline.inference import Predictor
     from pipeline.overlay import prediction_overlay
 
-    _check_readable(files)
     predictor = Predictor.from_folder(model, select_device(device))
     cut = predictor.threshold if threshold is None else threshold
-    output.mkdir(parents=True, exist_ok=True)
-    for file in tqdm(files, desc="predict", unit="image", disable=len(files) < 2):
-        image = read_rgb(file)
-        probability = predictor.predict(image)
-        mask = probability >= cut
-        write_png(output / f"{file.stem}_mask.png", mask)
-        write_probability(output / f"{file.stem}_probability.png", probability)
-        write_png(output / f"{file.stem}_overlay.png", prediction_overlay(image, mask))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for file in tqdm(files, desc="predict", unit="image", disable=len(files) < 2):
+            image = read_rgb(file)
+            probability = predictor.predict(image)
+            mask = probability >= cut
+            write_png(_result(output, file, "mask"), mask)
+            write_probability(_result(output, file, "probability"), probability)
+            write_png(_result(output, file, "overlay"), prediction_overlay(image, mask))
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or output}: cannot be written ({error.strerror}); expected a folder with room "
+            "that you may write to; give another one with -o"
+        ) from error
     click.echo(
         f"{len(files)} image{'s' if len(files) > 1 else ''} segmented into {output} (threshold {cut:g})"
     )
 
 
-def _image_files(paths: tuple[Path, ...]) -> list[Path]:
-    """List the image files that `paths` name, folders opened; results must not share a name.
+def _result(output: Path, file: Path, kind: str) -> Path:
+    return output / f"{file.stem}_{kind}.png"
+
+
+def _checked_files(paths: tuple[Path, ...], output: Path, overwrite: bool) -> list[Path]:
+    """List the image files that `paths` name, after making sure that all can be read and nothing is lost.
 
     Raises:
-        UserError: with every missing path, folder without images and clashing name.
+        UserError: with everything that is wrong with the images and with the output folder.
     """
-    problems = Problems("these images cannot be segmented")
+    problems = Problems("nothing was segmented")
+    files = _image_files(paths, problems)
+    _check_output(paths, files, output, overwrite, problems)
+    _check_readable(files, problems)
+    problems.raise_if_any()
+    return files
+
+
+def _image_files(paths: tuple[Path, ...], problems: Problems) -> list[Path]:
+    """List the image files, folders opened; missing paths, empty folders and shared names are problems."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -96,20 +127,56 @@ def _image_files(paths: tuple[Path, ...]) -> list[Path]:
         other = by_stem.setdefault(file.stem, file)
         if other is not file:
             problems.add(f"{file}: its results would overwrite those of {other}; rename one or use two runs")
-    problems.raise_if_any()
     return files
 
 
-def _check_readable(files: list[Path]) -> None:
+def _check_output(
+    paths: tuple[Path, ...], files: list[Path], output: Path, overwrite: bool, problems: Problems
+) -> None:
+    """Find what writing the results would destroy; paths are compared by the files behind them."""
+    existing = next(path for path in (output, *output.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        problems.add(f"{existing}: not a folder; expected a folder, or none yet, for -o; give another one")
+        return
+    if any(path.is_dir() and output.exists() and path.samefile(output) for path in paths):
+        problems.add(
+            f"{output}: to be read and written to; the next run would segment the results of this one; give "
+            f"another folder, such as -o {output / 'segmented'}"
+        )
+    inputs = {_identity(file): file for file in files if file.exists()}
+    taken = []
+    for result in (_result(output, file, kind) for file in files for kind in RESULTS):
+        if not os.path.lexists(result):
+            continue
+        given = inputs.get(_identity(result)) if result.exists() else None
+        if given is not None:
+            problems.add(f"{given}: an input that the result {result} would overwrite; give another -o")
+        elif result.is_dir():
+            problems.add(f"{result}: a folder where a result belongs; move it or give another -o")
+        else:
+            taken.append(result.name)
+    if taken and not overwrite:
+        shown = ", ".join(taken[:3]) + (", …" if len(taken) > 3 else "")
+        problems.add(
+            f"{output}: holds {len(taken)} of the results already ({shown}); give --overwrite to replace "
+            "them, or another -o"
+        )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Tell files apart whatever their names: links, and names that differ in case only on some systems."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_readable(files: list[Path], problems: Problems) -> None:
     from pipeline.images import read_rgb
 
-    problems = Problems("these images cannot be segmented")
     for file in files:
         try:
             read_rgb(file)
         except UserError as error:
             problems.add(str(error))
-    problems.raise_if_any()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where torch computes, and with how many threads."""
 
 import os
+import re
 
 import torch
 
@@ -15,8 +16,12 @@ def select_device(name: str = "auto", threads: int | None = None) -> torch.devic
         threads: threads on the processor; None for every core that this process may use.
 
     Raises:
-        UserError: when the named device is not there.
+        UserError: the name is none of these, or the named device is not there.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name, flags=re.ASCII):
+        raise UserError(
+            f"device {name!r} is not known; expected auto, cpu, mps, cuda or cuda:N, such as cuda:0"
+        )
     torch.set_num_threads(threads or available_cores())
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,11 +29,12 @@ def select_device(name: str = "auto", threads: int | None = None) -> torch.devic
         raise UserError("device 'cuda' is asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps' is asked for, but torch sees no Apple GPU; use 'auto' or 'cpu'")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    index = int(name.partition(":")[2] or 0)
+    if name.startswith("cuda") and index >= torch.cuda.device_count():
         raise UserError(
             f"device {name!r} is asked for, but torch sees {torch.cuda.device_count()} CUDA devices"
         )
+    device = torch.device(name)
     torch.use_deterministic_algorithms(device.type == "cpu")
     return device
 

@@ -25,7 +25,8 @@ def estimate_fov(image: Array8) -> ArrayBool:
         bool [H, W].
 
     Raises:
-        UserError: the corners are dark and the middle hardly brighter, so that there is no disc to be found.
+        UserError: the corners are dark and there is no disc to be found: the middle is hardly brighter, or
+            all that is lit are specks and stripes.
     """
     brightness = image.max(axis=2)
     height, width = brightness.shape
@@ -46,6 +47,11 @@ def estimate_fov(image: Array8) -> ArrayBool:
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * (side // 2) + 1,) * 2)
     lit = (brightness > surround + _THRESHOLD * (retina - surround)).astype(np.uint8)
     lit = cv2.morphologyEx(lit, cv2.MORPH_OPEN, kernel)
+    if not lit.any():
+        raise UserError(
+            f"no field of view to be found: the corners are dark, and nothing lit is wider than {side} "
+            "pixels; supply a field-of-view mask or take the image out"
+        )
     _, regions, statistics, _ = cv2.connectedComponentsWithStats(lit, connectivity=4)
     largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
     points = cv2.findNonZero((regions == largest).astype(np.uint8))

@@ -1,26 +1,57 @@
 """Reading and writing images: colour, grey, masks, and probabilities as 16-bit PNG.
 
 Every file is opened by Python's own `open`, so that an audit hook sees which files a stage reads, and decoded
-from memory. The pixels are taken as stored: EXIF orientation is ignored, because labels are drawn on the
-stored pixels.
+from memory. What is taken from it:
+
+- The pixels as stored. EXIF and TIFF orientation is ignored for photographs, labels and masks alike: labels
+  are drawn on the stored pixels, and not every tool that writes them keeps the tag.
+- The first frame of an animation, the first page of a TIFF.
+- The colours of transparent pixels: alpha (RGBA, LA, transparent palettes) is dropped, nothing is blended.
+- No more than `MOST_PIXELS`.
+
+What cannot be interpreted surely (floating-point numbers, CMYK, Lab) is refused rather than guessed.
 """
 
 import gzip
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.errors import UserError
 
+MOST_PIXELS = (
+    100_000_000  # several times the largest fundus cameras; a bigger file is a mistake, or an attack
+)
+
 _PNG_COMPRESSION = 6  # fixed: equal pixels give equal bytes
 _GZIP_MAGIC = b"\x1f\x8b"
+_LEAST_PEAK = 0.25  # of the range; a 16-bit file whose brightest pixel is darker holds 12- or 14-bit data
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr")
+_REFUSED = {
+    "F": "floating-point pixels, whose range is not known",
+    "CMYK": "CMYK colours, which depend on a printer's profile",
+}
+_BROKEN = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error)
+# Pillow turns TIFFs upright, but nothing else; these turn them back.
+_UNTURN = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_90,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_270,
+}
 
 Array8 = npt.NDArray[np.uint8]
 ArrayBool = npt.NDArray[np.bool_]
@@ -30,22 +61,33 @@ ArrayFloat = npt.NDArray[np.float32]
 def read_rgb(path: Path) -> Array8:
     """Read an image as colour.
 
-    Grey images are repeated over the three channels, 16-bit grey is scaled to 8 bits, an alpha channel is
-    dropped. A gzip-compressed file (`.ppm.gz`) is unpacked first.
+    Grey images are repeated over the three channels, one-bit images become 0 and 255, 16 bits (of which
+    65535 is white) are scaled to 8, an alpha channel is dropped. A gzip-compressed file (`.ppm.gz`) is
+    unpacked first.
 
     Returns:
         uint8 [H, W, 3], 0..255.
 
     Raises:
-        UserError: the file is missing, truncated, or no image.
+        UserError: the file is missing, truncated, too large, or no image; or its brightness cannot be told:
+            a 16-bit file that uses less than a quarter of its range (12-bit data, say), 32 bits, or what
+            this module refuses.
     """
-    image = _decode(path)
+    image, is_deep = _decode(path)
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two are 16 bits, handed out as 32
+        raise UserError(
+            f"{path}: signed or 32-bit integers, whose range is not known; expected 8 or 16 bits; scale the "
+            "brightest possible value to 255 and save 8 bits"
+        )
     if image.mode in _SIXTEEN_BIT:
-        grey = (_as_uint16(image, path) // 257).astype(np.uint8)
+        levels = _as_uint16(image, path)
+        _check_range(path, int(levels.max()))
+        grey = (levels // 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise UserError(f"{path}: floating-point pixels; expected 8 or 16 bits; convert it to PNG")
-    return np.array(image.convert("RGB"))
+    colours = np.array(image.convert("RGB"))
+    if is_deep:  # of 16-bit colours Pillow hands out the higher byte
+        _check_range(path, int(colours.max()) * 257)
+    return colours
 
 
 def read_gray(path: Path) -> Array8 | npt.NDArray[np.uint16]:
@@ -58,13 +100,11 @@ def read_gray(path: Path) -> Array8 | npt.NDArray[np.uint16]:
         [H, W], uint8, or uint16 for a 16-bit file.
 
     Raises:
-        UserError: the file is missing, truncated, no image, coloured, or of floating-point pixels.
+        UserError: the file is missing, truncated, too large, no image, coloured, or of floating-point pixels.
     """
-    image = _decode(path)
+    image, _ = _decode(path)
     if image.mode in _SIXTEEN_BIT:
         return _as_uint16(image, path)
-    if image.mode == "F":
-        raise UserError(f"{path}: floating-point pixels; expected 8 or 16 bits; convert it to PNG")
     if image.mode in ("1", "L", "LA"):
         return np.array(image.convert("L"))
     colours = np.array(image.convert("RGB"))
@@ -140,7 +180,8 @@ def _write(path: Path, array: npt.NDArray[np.unsignedinteger]) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path) -> tuple[Image.Image, bool]:
+    """Decode a file; also tell whether it stores more than 8 bits, which the decoded mode may hide."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -148,16 +189,65 @@ def _decode(path: Path) -> Image.Image:
     try:
         if content.startswith(_GZIP_MAGIC):
             content = gzip.decompress(content)
-        image = Image.open(io.BytesIO(content))
-        image.load()
+        opened = _open(path, content)
+        is_deep = _stores_more_than_8_bits(opened)
+        image = _load_as_stored(opened)
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{path}: no image, or cut off early ({len(content)} bytes); expected PNG, TIFF, JPEG, GIF, "
-            "BMP or PPM; fetch the file again or convert it"
+            f"{path}: no image, cut off early ({len(content)} bytes), or of an uncommon pixel type (such as "
+            "floating-point colours); expected PNG, TIFF, JPEG, GIF, BMP or PPM of 8 or 16 bits; fetch the "
+            "file again or convert it"
         ) from error
     except _BROKEN as error:
         raise UserError(f"{path}: truncated or damaged image ({error}); fetch the file again") from error
+    if image.mode not in (*_EIGHT_BIT, *_SIXTEEN_BIT):
+        what = _REFUSED.get(image.mode, f"{image.mode} colours")
+        raise UserError(f"{path}: {what}; expected grey or RGB of 8 or 16 bits; convert it to PNG")
+    image.info.pop("transparency", None)  # dropped like every alpha; Pillow would warn
+    return image, is_deep
+
+
+def _open(path: Path, content: bytes) -> ImageFile:
+    """Read the header; what is too large is refused before memory is taken for it."""
+    expected = f"expected at most {MOST_PIXELS // 1_000_000} megapixels; scale it down or cut it into parts"
+    with warnings.catch_warnings():
+        # Pillow warns below this module's limit and fails above it; the limit below stands for both.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(content))
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{path}: too large an image; {expected}") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise UserError(f"{path}: {image.width}×{image.height} pixels; {expected}")
     return image
+
+
+def _stores_more_than_8_bits(image: ImageFile) -> bool:
+    """Look at how the decoder is told to read the file (such as `RGB;16B`); known before loading only."""
+    arguments = [tile[3] for tile in image.tile]
+    if image.format == "PPM":  # (mode, largest value)
+        return any(isinstance(given, tuple) and given[-1] > 255 for given in arguments)
+    return any(";16" in str(given) for given in arguments)
+
+
+def _load_as_stored(image: ImageFile) -> Image.Image:
+    tag = ExifTags.Base.Orientation
+    orientation = image.getexif().get(tag) if isinstance(image, TiffImageFile) else None
+    image.load()
+    if orientation in _UNTURN and tag not in image.getexif():  # Pillow removes the tag when it turns
+        turned = image.transpose(_UNTURN[orientation])
+        turned.format = image.format
+        return turned
+    return image
+
+
+def _check_range(path: Path, peak: int) -> None:
+    if peak < _LEAST_PEAK * 65536:
+        raise UserError(
+            f"{path}: 16-bit pixels of which the brightest is about {peak}; expected 65535 for white, and "
+            f"some pixel of {_LEAST_PEAK * 65536:.0f} or more; it seems to hold data of fewer bits, such as "
+            "12: scale them to the full range (12 bits: times 16) or save 8 bits"
+        )
 
 
 def _as_uint16(image: Image.Image, path: Path) -> npt.NDArray[np.uint16]:

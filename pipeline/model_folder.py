@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -21,6 +21,20 @@ CONFIG_FILE = "config.json"
 Config = TypeVar("Config", bound=Strict)
 
 
+class BestEpoch(Strict):
+    """The epoch whose weights were kept.
+
+    Attributes:
+        phase: of training.
+        epoch: counted from 1 through all phases.
+        validation_auc: in 0..1, the largest among the epochs that were eligible.
+    """
+
+    phase: str
+    epoch: Annotated[int, Field(ge=1)]
+    validation_auc: Annotated[float, Field(ge=0, le=1)]
+
+
 class ModelConfig(Strict):
     """What has to be known to use a model, and what it was made with.
 
@@ -30,6 +44,7 @@ class ModelConfig(Strict):
         resolution: long side of the frames that the network works on, or `native`.
         statistics: of the training images, to normalise inputs with.
         threshold: probability from which on a pixel is vessel.
+        best: the epoch that the weights come from; None for weights that were not trained here.
         params: sections of params.yaml that it was trained with.
         versions: of Python and the libraries.
         git_commit: None without git.
@@ -41,6 +56,7 @@ class ModelConfig(Strict):
     resolution: Resolution
     statistics: Statistics
     threshold: float
+    best: BestEpoch | None = None
     params: dict[str, Any]
     versions: dict[str, str]
     git_commit: str | None

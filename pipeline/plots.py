@@ -136,8 +136,9 @@ def segmenter_history_figures(histories: Mapping[str, pd.DataFrame]) -> list[str
     """Draw the training of the segmenters: losses of each, and validation AUC of all.
 
     Args:
-        histories: model → columns phase, train_loss, validation_loss, validation_auc, one row per epoch.
-            Epochs are counted on over the phases; a dotted line marks where a phase begins.
+        histories: model → columns phase, train_loss, validation_loss, validation_auc and kept, one row per
+            epoch. Epochs are counted on over the phases; a dotted line marks where a phase begins, a marker
+            the epoch whose weights were kept.
 
     Returns:
         One SVG per model with its losses, then one with the AUC of all.
@@ -151,6 +152,9 @@ def segmenter_history_figures(histories: Mapping[str, pd.DataFrame]) -> list[str
         for index, (model, history) in enumerate(histories.items()):
             epochs, values = _validated(history, "validation_auc")
             axes.plot(epochs, values, label=model, **_line(index))
+            kept = np.flatnonzero(history["kept"].to_numpy(dtype=bool))
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(kept + 1, history["validation_auc"].iloc[kept], marker, color=_colour(index))
         axes.set(xlabel="epoch", ylabel="AUC", title="Validation AUC")
 
     return [*figures, _figure("validation_auc", draw_auc)]

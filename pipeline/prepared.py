@@ -98,16 +98,6 @@ def pixel_sha256(image: Array8) -> str:
     return digest.hexdigest()
 
 
-def data_sha256(samples: Iterable[Sample]) -> str:
-    """Return one hash of the samples' ids, splits and files: what a model remembers of its training data."""
-    digest = hashlib.sha256()
-    for sample in sorted(samples, key=lambda sample: sample.id):
-        digest.update(repr((sample.id, sample.split)).encode())
-        for path in (sample.image, sample.vessels, sample.fov):
-            digest.update(b"-" if path is None else hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
 def write_prepared(folder: Path, entries: Iterable[Entry]) -> list[Sample]:
     """Write a folder of prepared data, one entry at a time; the manifest is sorted by id.
 

@@ -34,7 +34,7 @@ from pipeline.plots import (
     series_figures,
 )
 from pipeline.prepared import Sample
-from pipeline.verdict import Comparison, compare, f1_counts, model_rows
+from pipeline.verdict import SIGNIFICANCE, Comparison, compare, f1_counts, model_rows, unequal_training
 
 Summary = Mapping[str, Mapping[str, float]]
 """`pooled` and `mean`, each metric → value, as `pipeline.evaluation.write_metrics` wrote it."""
@@ -82,7 +82,8 @@ class ModelResults:
         roc: columns fpr, tpr.
         precision_recall: columns recall, precision.
         predictions: folder of `<id>.png`, 16-bit probabilities.
-        history: columns phase, train_loss, validation_loss, validation_auc; None for an ensemble.
+        history: columns phase, epoch, learning_rate, train_loss, validation_loss, validation_auc, kept (true
+            in the one row whose weights the model has); None for an ensemble.
     """
 
     name: str
@@ -114,7 +115,7 @@ class ReportInputs:
         git_commit: None outside a repository.
         commands: how to make this page again, one line each.
         bootstrap_samples: number of bootstrap draws.
-        seed: of the bootstrap.
+        seed: of the bootstrap and the permutation test.
     """
 
     dataset: str
@@ -171,8 +172,10 @@ def render(inputs: ReportInputs) -> str:
     draws = draw_images(len(inputs.test_samples), inputs.bootstrap_samples, inputs.seed)
     reference = inputs.models[0].name
     comparisons = [
-        compare(inputs.per_image, model.name, reference, FIELD_OF_VIEW, draws) for model in inputs.models[1:]
+        compare(inputs.per_image, model.name, reference, FIELD_OF_VIEW, draws, inputs.seed)
+        for model in inputs.models[1:]
     ]
+    histories = {model.name: model.history for model in inputs.models if model.history is not None}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline", "templates"),
         autoescape=True,
@@ -184,9 +187,12 @@ def render(inputs: ReportInputs) -> str:
         inputs=inputs,
         headline=_headline(comparisons),
         comparisons=comparisons,
+        significance=SIGNIFICANCE,
+        unequal_training=unequal_training(reference, histories) if reference in histories else None,
+        kept=[_kept_epoch(name, history) for name, history in histories.items()],
         columns=COLUMNS,
         tables=_tables(inputs, draws),
-        figures=_figures(inputs),
+        figures=_figures(inputs, histories),
         legend=LEGEND,
         overlays={model.name: _overlays(inputs, model) for model in inputs.models},
         real=_real_pictures(inputs),
@@ -255,7 +261,19 @@ def _tables(inputs: ReportInputs, draws: NDArray[np.int64]) -> list[Table]:
     ]
 
 
-def _figures(inputs: ReportInputs) -> dict[str, list[Markup]]:
+def _kept_epoch(model: str, history: pd.DataFrame) -> tuple[str, str, str, str]:
+    """Give model, phase, epoch and validation AUC of the weights that were kept."""
+    kept = history[history["kept"].astype(bool)]
+    if len(kept) != 1:
+        raise UserError(
+            f"history.csv of {model!r} marks {len(kept)} epochs as kept; expected one; train the model again"
+        )
+    row = kept.iloc[0]
+    epoch = f"{row['epoch']} of {len(history)}"
+    return model, str(row["phase"]), epoch, f"{row['validation_auc']:.4f}"
+
+
+def _figures(inputs: ReportInputs, histories: Mapping[str, pd.DataFrame]) -> dict[str, list[Markup]]:
     scores = {}
     for model in inputs.models:
         rows = model_rows(inputs.per_image, model.name, FIELD_OF_VIEW)
@@ -268,7 +286,6 @@ def _figures(inputs: ReportInputs) -> dict[str, list[Markup]]:
         roc_figure({model.name: model.roc for model in inputs.models}),
         precision_recall_figure({model.name: model.precision_recall for model in inputs.models}, points),
     ]
-    histories = {model.name: model.history for model in inputs.models if model.history is not None}
     figures = {
         "per_image": [per_image_figure(scores, "F1")],
         "curves": curves,

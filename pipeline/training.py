@@ -48,6 +48,9 @@ class Phase:
         epochs: may be 0.
         learning_rate: of Adam, constant within the phase.
         augment: whether frames are augmented.
+        selectable: whether one of its epochs may become the result. False for a phase that only prepares a
+            later one: were its epochs selectable, the result could be a network that never saw what the
+            later phase shows it.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Phase:
     epochs: int
     learning_rate: float
     augment: bool
+    selectable: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class TrainedSegmenter:
     Attributes:
         network: with the weights of `best`.
         threshold: named by the parameters, or fitted on the validation images.
-        best: the epoch with the largest validation AUC.
+        best: the epoch with the largest validation AUC among those of selectable phases.
         history: every epoch.
     """
 
@@ -95,9 +99,18 @@ class TrainedSegmenter:
     history: tuple[HistoryRow, ...]
 
     def write_history(self, path: Path) -> None:
-        """Write one row per epoch as CSV: phase, epoch, learning_rate, train_loss, validation_{loss,auc}."""
-        table = pd.DataFrame([asdict(row) for row in self.history])
-        table.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
+        """Write one row per epoch as CSV: fields of `HistoryRow`, and `kept`, true in the row of `best`."""
+        table = self._table()
+        table["kept"] = table["epoch"] == self.best.epoch
+        _write_csv(table, path)
+
+    def write_validation(self, path: Path) -> None:
+        """Write the validated epochs alone as CSV: epoch, validation_loss, validation_auc, no blank cell."""
+        table = self._table()[["epoch", "validation_loss", "validation_auc"]]
+        _write_csv(table.dropna(), path)
+
+    def _table(self) -> pd.DataFrame:
+        return pd.DataFrame([asdict(row) for row in self.history])
 
 
 def train_segmenter(
@@ -110,10 +123,10 @@ def train_segmenter(
     execution: Execution | None = None,
     on_epoch: Callable[[HistoryRow], None] | None = None,
 ) -> TrainedSegmenter:
-    """Train a network from scratch through all phases and keep the best epoch's weights.
+    """Train a network from scratch through all phases and keep the best selectable epoch's weights.
 
     Args:
-        phases: in order; at least one epoch in all.
+        phases: in order; at least one epoch of a selectable phase in all.
         validation: frames that choose the epoch (and the threshold); never trained on.
         params: architecture, loss, optimiser, augmentation.
         statistics: of the real training images, to normalise every input with.
@@ -182,7 +195,13 @@ def _schedule(phases: Sequence[Phase]) -> list[_Epoch]:
             schedule.append(_Epoch(len(schedule) + 1, phase, index == phase.epochs - 1))
     if not schedule:
         raise UserError("there are 0 epochs in all; expected at least one")
+    if not any(epoch.phase.selectable for epoch in schedule):
+        raise UserError("no phase with epochs is selectable; expected one whose epochs may become the result")
     return schedule
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
 
 
 class _EpochTrainer:
@@ -297,9 +316,10 @@ def _finish_epoch(
         train_loss=train_loss,
         validation_loss=None if score is None else score.loss,
         validation_auc=None if score is None else score.auc,
+        selectable=epoch.phase.selectable,
     )
     state.history.append(row)
-    if score is not None and best_row(state.history) is row:
+    if best_row(state.history) is row:
         weights = state.averaged.state_dict()
         state.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
     return row
@@ -336,6 +356,7 @@ def _identity(
                 "epochs": phase.epochs,
                 "learning_rate": phase.learning_rate,
                 "augment": phase.augment,
+                "selectable": phase.selectable,
                 "frames": [frame.id for frame in phase.frames],
             }
             for phase in phases

@@ -33,6 +33,7 @@ class HistoryRow:
         learning_rate: of the optimiser.
         train_loss: mean over the epoch's examples.
         validation_loss, validation_auc: None in epochs without validation.
+        selectable: whether the epoch's weights may be kept as the result.
     """
 
     phase: str
@@ -41,12 +42,17 @@ class HistoryRow:
     train_loss: float
     validation_loss: float | None
     validation_auc: float | None
+    selectable: bool
 
 
 def best_row(history: Sequence[HistoryRow]) -> HistoryRow | None:
-    """Find the epoch of the largest validation AUC, the earliest among equals; None before any validation."""
-    validated = [row for row in history if row.validation_auc is not None]
-    return max(validated, key=lambda row: row.validation_auc or 0.0, default=None)
+    """Find the selectable epoch of the largest validation AUC, the earliest among equals.
+
+    Returns:
+        None before any selectable epoch was validated.
+    """
+    candidates = [row for row in history if row.selectable and row.validation_auc is not None]
+    return max(candidates, key=lambda row: row.validation_auc or 0.0, default=None)
 
 
 @dataclass
@@ -58,7 +64,7 @@ class TrainingState:
         averaged: exponential moving average of its weights; the network itself when there is none.
         optimizer: Adam.
         steps: optimiser steps so far.
-        best: weights of the epoch with the largest validation AUC.
+        best: weights of the epoch that `best_row` names; empty before there is one.
         history: finished epochs.
     """
 

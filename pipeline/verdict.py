@@ -1,5 +1,6 @@
-"""What the test set says about the method, in one sentence that follows from the numbers alone."""
+"""What the test set says about the method, in sentences that follow from the numbers alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,10 +9,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.metrics.bootstrap import Interval, f1_difference
+from pipeline.metrics.bootstrap import Interval, f1_difference, f1_permutation_p
 
-MIN_IMAGES = 5
-"""Fewer images than this give no usable bootstrap interval."""
+MIN_IMAGES = 6
+"""With fewer images p cannot fall below 0.05: of 2^5 ways to swap, 2 always reach the observed difference."""
+
+SIGNIFICANCE = 0.05
+
+REAL_PHASES = ("real", "real (final)", "mixed", "mixed (final)")
+"""Phases of training in which every epoch shows every real training image once."""
 
 Outcome = Literal["gain", "loss", "no_gain", "too_few"]
 
@@ -22,37 +28,39 @@ class Comparison:
 
     Attributes:
         difference: pooled F1 of the model − that of the reference, with its paired bootstrap interval.
+        p: of the two-sided paired permutation test of that difference.
         images: number of test images.
-        outcome: `gain` or `loss` when the interval lies on one side of 0, `no_gain` when it contains 0,
-            `too_few` when there are fewer than `MIN_IMAGES` images.
+        outcome: `gain` or `loss` when the interval lies on one side of 0 and p < `SIGNIFICANCE`: on few
+            images the interval alone is too short; else `no_gain`; `too_few` when there are fewer than
+            `MIN_IMAGES` images.
     """
 
     model: str
     reference: str
     difference: Interval
+    p: float
     images: int
     outcome: Outcome
 
     def sentence(self) -> str:
-        """Say what the interval allows to say, and nothing else."""
+        """Say what interval and test allow to say, and nothing else."""
         change = signed(self.difference.value)
-        interval = f"95% interval {signed(self.difference.low)} to {signed(self.difference.high)}"
         if self.outcome == "too_few":
             return (
-                f"{self.images} test image(s) cannot tell whether “{self.model}” "
-                f"differs from “{self.reference}”: F1 {change} without a usable interval."
+                f"Too few test images to tell whether “{self.model}” differs from “{self.reference}”: "
+                f"{self.images}, where at least {MIN_IMAGES} are needed (F1 {change})."
             )
+        low, high = signed(self.difference.low), signed(self.difference.high)
+        p = f"p = {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
+        evidence = f"F1 {change} (95% interval {low} to {high}, {p})."
         if self.outcome == "no_gain":
-            return (
-                f"No demonstrable gain of “{self.model}” over “{self.reference}”: F1 {change} "
-                f"({interval}, which contains 0)."
-            )
+            return f"No demonstrable gain of “{self.model}” over “{self.reference}”: {evidence}"
         direction = "better" if self.outcome == "gain" else "worse"
-        return f"“{self.model}” is {direction} than “{self.reference}”: F1 {change} ({interval})."
+        return f"“{self.model}” is {direction} than “{self.reference}”: {evidence}"
 
 
 def compare(
-    per_image: pd.DataFrame, model: str, reference: str, region: str, draws: NDArray[np.int64]
+    per_image: pd.DataFrame, model: str, reference: str, region: str, draws: NDArray[np.int64], seed: int
 ) -> Comparison:
     """Compare two models by pooled F1 over the same images.
 
@@ -62,6 +70,7 @@ def compare(
         reference: what it is compared with.
         region: `fov` or `full_frame`.
         draws: int64 [samples, images], from `pipeline.metrics.bootstrap.draw_images`.
+        seed: of the permutation test.
 
     Raises:
         UserError: when the two were not evaluated on the same images.
@@ -71,8 +80,47 @@ def compare(
         raise UserError(
             f"per_image.csv holds other images for {model!r} than for {reference!r}; run `evaluate` again"
         )
-    difference = f1_difference(f1_counts(rows), f1_counts(others), draws)
-    return Comparison(model, reference, difference, len(rows), _outcome(difference, len(rows)))
+    counts, reference_counts = f1_counts(rows), f1_counts(others)
+    difference = f1_difference(counts, reference_counts, draws)
+    p = f1_permutation_p(counts, reference_counts, seed)
+    return Comparison(model, reference, difference, p, len(rows), _outcome(difference, p, len(rows)))
+
+
+def unequal_training(reference: str, histories: Mapping[str, pd.DataFrame]) -> str | None:
+    """Warn when models saw the real images in other numbers of epochs or at other rates than the reference.
+
+    Args:
+        reference: its name.
+        histories: model → columns phase and learning_rate, one row per epoch in order; holds the reference.
+
+    Returns:
+        None when all saw them alike.
+    """
+    schedules = {model: real_schedule(history) for model, history in histories.items()}
+    others = [model for model, schedule in schedules.items() if schedule != schedules[reference]]
+    if not others:
+        return None
+    seen = "; ".join(f"“{model}” {describe(schedules[model])}" for model in (reference, *others))
+    return (
+        f"Not trained alike on the real images: {seen}. A difference may come from that and must not be put "
+        "down to the synthetic images. The control is retrain.order: [real]: retraining’s schedule on the "
+        "real images, without a synthetic one."
+    )
+
+
+def real_schedule(history: pd.DataFrame) -> tuple[tuple[int, float], ...]:
+    """Sum up the epochs that show real images: (epochs, learning rate) in order, equal rates joined."""
+    steps: list[tuple[int, float]] = []
+    rates = history["learning_rate"][history["phase"].isin(REAL_PHASES)]
+    for rate in rates.astype(float).tolist():
+        epochs = steps.pop()[0] if steps and steps[-1][1] == rate else 0
+        steps.append((epochs + 1, rate))
+    return tuple(steps)
+
+
+def describe(schedule: tuple[tuple[int, float], ...]) -> str:
+    """Write a schedule as “80 epochs at 0.001 + 30 epochs at 0.0001”, or “no epoch”."""
+    return " + ".join(f"{epochs} epochs at {rate:g}" for epochs, rate in schedule) or "no epoch"
 
 
 def model_rows(per_image: pd.DataFrame, model: str, region: str) -> pd.DataFrame:
@@ -99,9 +147,9 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def _outcome(difference: Interval, images: int) -> Outcome:
+def _outcome(difference: Interval, p: float, images: int) -> Outcome:
     if images < MIN_IMAGES:
         return "too_few"
-    if difference.low > 0:
-        return "gain"
-    return "loss" if difference.high < 0 else "no_gain"
+    if p >= SIGNIFICANCE or difference.low <= 0 <= difference.high:
+        return "no_gain"
+    return "gain" if difference.low > 0 else "loss"

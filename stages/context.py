@@ -1,37 +1,44 @@
 """What every stage needs around its work: parameters, declared inputs and outputs, resume, clean failure.
 
-DVC decides *when* a stage runs; this module makes sure that a stage can only do what dvc.yaml says:
-it reads declared dependencies, writes declared outputs, sees the test split only where that is declared,
-and leaves either complete outputs or none.
+DVC decides *when* a stage runs; this module makes a stage do what dvc.yaml says: it reads declared
+dependencies, writes declared outputs, sees the test split only where that is declared, and leaves either
+complete outputs or none.
 """
 
 import importlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import click
 import filelock
 from pydantic import BaseModel
 
-from pipeline.errors import TestSetError, UserError
+from pipeline.errors import Problems, TestSetError, UserError
 from stages.fingerprint import digest_paths, fingerprint
 from stages.graph import DVC_FILE, PARAMS_FILE, StageNode, producer_of, read_graph
 from stages.params_file import check_sections, read_yaml
 from stages.runtime import Runtime, keep_freed_memory
 
 TEST_SPLIT = "data/prepared/test"
+# Where test images, or what follows from them, can be seen: closed to a stage that does not declare it.
+GUARDED = (TEST_SPLIT, "data/raw", "predictions", "metrics")
 SHARED_SECTIONS = ("seed", "runtime", "segmenter")
+INTERRUPTED = 130  # the shell's exit code after Ctrl-C
+CHECKPOINT_DAYS = 30
 Schema = type[BaseModel] | type[int]
+CrossCheck = Callable[[Mapping[str, Any]], list[str]]
 
 
 class StageRun:
@@ -65,8 +72,11 @@ class StageRun:
         self._check_inputs()
         self._lock(Path(".checkpoints"), f"{self.name}.lock")
         self._fingerprint = self._current_fingerprint()
-        if TEST_SPLIT not in {*self.node.deps, *self.node.outs}:
-            forbid_reading(Path(TEST_SPLIT), self.name)
+        declared = {*self.node.deps, *self.node.outs}
+        for folder in GUARDED:
+            if not any(path == folder or path.startswith(f"{folder}/") for path in declared):
+                forbid_reading(Path(folder), self.name)
+        self._previous_handler = signal.signal(signal.SIGTERM, _interrupt)
         keep_freed_memory()
         return self
 
@@ -74,11 +84,13 @@ class StageRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:
+            signal.signal(signal.SIGTERM, self._previous_handler)
             try:
                 if kind is None:
                     self._check_nothing_changed()
                     self._publish()
                     shutil.rmtree(self._checkpoint_path, ignore_errors=True)
+                    self._forget_old_checkpoints()
             finally:
                 for staged in self._staged.values():
                     _remove(staged)
@@ -121,7 +133,17 @@ class StageRun:
     def _checkpoint_path(self) -> Path:
         # A queued DVC experiment runs in a temporary copy; DVC_ROOT names the repository that stays.
         root = Path(os.environ.get("DVC_ROOT", "."))
-        return root / ".checkpoints" / self.name / self._fingerprint[:20]
+        # How it is computed is no part of the stage's identity, but a state must not go on elsewhere.
+        how = {"torch": version("torch"), "device": self.runtime.device, "precision": self.runtime.precision}
+        key = fingerprint([], [], {"what": self._fingerprint, **how})
+        return root / ".checkpoints" / self.name / key[:20]
+
+    def _forget_old_checkpoints(self) -> None:
+        """Delete states of this stage that nobody went on from for a month."""
+        limit = time.time() - CHECKPOINT_DAYS * 86400
+        for path in self._checkpoint_path.parent.glob("*"):
+            if path.stat().st_mtime < limit:
+                _remove(path)
 
     def _lock(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +193,7 @@ class StageCommand(click.Command):
     """A stage's click command, which also knows the schemas of the sections it reads."""
 
     schemas: Mapping[str, Schema]
+    cross_check: CrossCheck | None
 
 
 def stage_command(
@@ -178,6 +201,7 @@ def stage_command(
     params: type[BaseModel],
     *,
     expected_errors: tuple[type[Exception], ...] = (),
+    cross_check: CrossCheck | None = None,
     **shared: type[BaseModel],
 ) -> Callable[[Callable[[StageRun], None]], StageCommand]:
     """Turn `main(run)` into the command line of a stage.
@@ -186,6 +210,7 @@ def stage_command(
         name: the stage's name in dvc.yaml and its section in params.yaml.
         params: schema of that section.
         expected_errors: exceptions, besides UserError, that mean bad input and are shown without traceback.
+        cross_check: looks at all parsed sections and says what does not fit together, a line per problem.
         shared: schemas of shared sections that the stage reads, by section name.
     """
     schemas: dict[str, Schema] = {"seed": int, "runtime": Runtime, **shared, name: params}
@@ -196,6 +221,11 @@ def stage_command(
             try:
                 with StageRun(name, schemas) as run:
                     work(run)
+            except KeyboardInterrupt:
+                click.echo(
+                    f"Interrupted. The same command goes on with {name} from its last checkpoint.", err=True
+                )
+                sys.exit(INTERRUPTED)
             except expected as error:
                 if debug:
                     raise
@@ -205,6 +235,7 @@ def stage_command(
         option = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
         command = StageCommand(name, callback=run_stage, params=[option], help=work.__doc__)
         command.schemas = schemas
+        command.cross_check = cross_check
         return command
 
     return decorate
@@ -220,39 +251,62 @@ def check_all_sections(
     Raises:
         UserError: with every problem of every section.
     """
+    commands: list[StageCommand] = [importlib.import_module(f"stages.{name}").main for name in graph]
     schemas: dict[str, Schema] = {}
-    for name in graph:
-        schemas |= importlib.import_module(f"stages.{name}").main.schemas
+    for command in commands:
+        schemas |= command.schemas
     check_sections(values, schemas, (*SHARED_SECTIONS, *graph), source)
+    sections = {section: _parse(schema, values[section]) for section, schema in schemas.items()}
+    problems = Problems(f"{source} is not valid")
+    for command in commands:
+        for message in command.cross_check(sections) if command.cross_check else []:
+            problems.add(message)
+    problems.raise_if_any()
 
 
 def forbid_reading(folder: Path, stage: str) -> None:
-    """From now on, any attempt of this process to open or list something below `folder` fails.
+    """From now on, this process fails where Python opens or lists something below `folder`.
+
+    Libraries that open files by themselves and child processes are not seen; our code uses neither for data
+    (a test checks that).
 
     Raises (later, where the attempt is made):
         TestSetError
     """
-    root = os.path.realpath(folder)
+    root = folder.resolve()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in {"open", "os.listdir", "os.scandir"} or not isinstance(arguments[0], str | bytes):
             return
-        path = os.path.realpath(os.fsdecode(arguments[0]))
-        if path == root or path.startswith(root + os.sep):
+        path = Path(os.fsdecode(arguments[0]))
+        # A file below the folder may be a link into DVC's cache, so the link's own place counts as well.
+        places = (path.parent.resolve() / path.name, path.resolve())
+        if any(place.is_relative_to(root) for place in places):
             raise TestSetError(
-                f"stage {stage} tried to read {path}: only evaluate and report may see the test split"
+                f"stage {stage} tried to read {path}, which dvc.yaml does not declare for it: "
+                "only evaluate and report may see the test split"
             )
 
     sys.addaudithook(hook)
 
 
 def git_commit() -> str | None:
-    """Name the checked-out commit, with `-dirty` when tracked files differ; None without git."""
+    """Name the project's checked-out commit, with `-dirty` when tracked files differ.
+
+    Returns:
+        None without git, or when the project is no repository of its own (a ZIP unpacked inside another).
+    """
+    if not Path(".git").exists():
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _parse(schema: Schema, value: Any) -> Any:

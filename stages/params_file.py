@@ -27,6 +27,10 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float):
+            raise yaml.constructor.ConstructorError(
+                "while reading a mapping", node.start_mark, "a key must be plain text", key_node.start_mark
+            )
         if key in seen:
             raise yaml.constructor.ConstructorError(
                 "while reading a mapping", node.start_mark, f"key {key!r} stands twice", key_node.start_mark
@@ -48,6 +52,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run from the project's root folder") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable as YAML: {error}") from None
     if not isinstance(content, dict):
@@ -95,19 +101,40 @@ def section_problems(section: str, value: Any, schema: type[BaseModel] | type[in
     try:
         schema.model_validate(value)
     except ValidationError as error:
-        return [_describe(section, detail, schema) for detail in error.errors(include_url=False)]
+        return _describe_all(section, error.errors(include_url=False), schema)
     return []
 
 
-def _describe(section: str, detail: Any, schema: type[BaseModel]) -> str:
-    key = ".".join([section, *(str(part) for part in detail["loc"])])
-    if detail["type"] == "extra_forbidden":
-        names = _fields_at(schema, detail["loc"][:-1])
-        return f"{key}: unknown key{_did_you_mean(str(detail['loc'][-1]), names)}"
-    if detail["type"] == "missing":
-        return f"{key}: this key is missing"
-    expected = detail["msg"].removeprefix("Value error, ")
-    return f"{key}: got {detail['input']!r}; {expected[0].lower()}{expected[1:]}"
+def _describe_all(section: str, details: Iterable[Any], schema: type[BaseModel]) -> list[str]:
+    """Give one line per key: a union of types reports one error for each of its members."""
+    got: dict[str, str] = {}
+    expected: dict[str, list[str]] = {}
+    for detail in details:
+        location = _key_location(detail["loc"], schema)
+        key = ".".join([section, *(str(part) for part in location)])
+        if detail["type"] == "extra_forbidden":
+            names = _fields_at(schema, location[:-1])
+            got[key], message = "", f"unknown key{_did_you_mean(str(location[-1]), names)}"
+        elif detail["type"] == "missing":
+            got[key], message = "", "this key is missing"
+        else:
+            # A rule about a whole section names the keys itself; showing the section would bury it.
+            got[key] = "" if isinstance(detail["input"], dict) else f"got {detail['input']!r}; "
+            message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        expected.setdefault(key, []).append(message)
+    return [f"{key}: {got[key]}{', or '.join(expected[key])}" for key in expected]
+
+
+def _key_location(location: Iterable[Any], schema: type[BaseModel]) -> tuple[Any, ...]:
+    """Cut what pydantic adds behind a key: the name of the tried member of a union."""
+    key: list[Any] = []
+    names: list[str] | None = list(schema.model_fields)
+    for part in location:
+        if names is None and not isinstance(part, int):
+            break
+        key.append(part)
+        names = _fields_at(schema, key) or None
+    return tuple(key)
 
 
 def _fields_at(schema: type[BaseModel], location: Iterable[Any]) -> list[str]:

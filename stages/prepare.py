@@ -1,6 +1,8 @@
 """Stage `prepare`: verify the raw dataset, or draw phantoms, and write development and test data."""
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -11,7 +13,7 @@ from pipeline.checks import read_item, verify
 from pipeline.errors import Problems, UserError
 from pipeline.phantom import draw_phantoms
 from pipeline.prepared import TEST_SPLITS, Entry, Frame, Split, write_prepared
-from pipeline.readers.raw import open_raw
+from pipeline.readers.raw import MissingDatasetError, open_raw
 from pipeline.readers.registry import READERS
 from pipeline.schema import Strict
 from pipeline.splits import assign_splits
@@ -149,6 +151,26 @@ def prepare_dataset(params: Params, seed: int, raw_folder: Path, development: Pa
             )
 
 
+@contextmanager
+def explain_experiment_copies(raw_folder: Path) -> Iterator[None]:
+    """Add to a missing dataset's message how to get it into the temporary copy of a DVC experiment.
+
+    DVC copies what git knows, which raw data are not; in a copy DVC_ROOT names the repository it was made of.
+
+    Raises:
+        MissingDatasetError: the one raised in the block, with the hint if this is a copy.
+    """
+    try:
+        yield
+    except MissingDatasetError as error:
+        root = os.environ.get("DVC_ROOT")
+        if root is None or Path(root).resolve() == Path.cwd().resolve():
+            raise
+        raise MissingDatasetError(
+            f"{error}. Experiments in a copy (`dvc exp run --temp` or `--queue`) need `-C {raw_folder}`"
+        ) from error
+
+
 @stage_command("prepare", Params)
 def main(run: StageRun) -> None:
     """Verify the raw dataset, or draw phantoms, and write data/prepared."""
@@ -157,7 +179,8 @@ def main(run: StageRun) -> None:
         prepare_phantoms(run.params, run.seed, development, test, processes=run.runtime.process_count())
         return
     refuse_linked_folders(run.params.raw_folder, run.dep(RAW))
-    prepare_dataset(run.params, run.seed, run.params.raw_folder, development, test)
+    with explain_experiment_copies(run.params.raw_folder):
+        prepare_dataset(run.params, run.seed, run.params.raw_folder, development, test)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage `retrain`: train the segmenter again, from scratch, on synthetic and real images."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import click
 import numpy as np
@@ -12,18 +13,10 @@ from pipeline.synthetic_pool import first_of_pool, read_pool
 from pipeline.training import Phase
 from pipeline.training_data import TrainingFrame, synthetic_frames
 from stages.context import StageRun, stage_command
-from stages.segmenter import real_frames, train_and_save
+from stages.segmenter import TwoStepSchedule, real_frames, train_and_save
 
 Kind = Literal["synthetic", "real", "mixed"]
 ORDERS = (("synthetic", "real"), ("real", "synthetic"), ("synthetic",), ("mixed",), ("real",))
-
-
-class PhaseParams(Strict):
-    """One phase: how long, how fast, and whether its images are augmented."""
-
-    epochs: Annotated[int, Field(ge=1)]
-    learning_rate: Annotated[float, Field(gt=0)]
-    augment: bool
 
 
 class Params(Strict):
@@ -34,15 +27,16 @@ class Params(Strict):
         label_threshold: a synthetic pixel is labelled vessel when its probability is >= this.
         order: phases: [synthetic, real], [real, synthetic], [synthetic], [mixed] (both at once), or [real]
             (no synthetic image: the control).
-        synthetic, real, mixed: the phases' settings; those not in `order` are ignored.
+        synthetic, real, mixed: the phases' schedules; those not in `order` are ignored. Give `real` the
+            schedule of `train_base`, or a difference between the two models may come from it.
     """
 
     synthetic_count: Annotated[int, Field(ge=1)] = 200
     label_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     order: tuple[Kind, ...] = ("synthetic", "real")
-    synthetic: PhaseParams = PhaseParams(epochs=100, learning_rate=1e-3, augment=True)
-    real: PhaseParams = PhaseParams(epochs=50, learning_rate=1e-3, augment=True)
-    mixed: PhaseParams = PhaseParams(epochs=100, learning_rate=1e-3, augment=True)
+    synthetic: TwoStepSchedule = TwoStepSchedule(epochs=100, learning_rate=1e-3, augment=True)
+    real: TwoStepSchedule = TwoStepSchedule(epochs=100, learning_rate=1e-3, final_epochs=50, augment=True)
+    mixed: TwoStepSchedule = TwoStepSchedule(epochs=100, learning_rate=1e-3, final_epochs=50, augment=True)
 
     @model_validator(mode="after")
     def _known_order(self) -> Self:
@@ -52,7 +46,18 @@ class Params(Strict):
         return self
 
 
-@stage_command("retrain", Params, segmenter=SegmenterParams)
+def check_pool(sections: Mapping[str, Any]) -> list[str]:
+    """Say when more synthetic images are asked for than `synthesize` makes: late, it costs hours."""
+    params, pool = sections["retrain"], sections["synthesize"].pool
+    if params.order == ("real",) or params.synthetic_count <= pool:
+        return []
+    return [
+        f"retrain.synthetic_count: got {params.synthetic_count}, but synthesize.pool is {pool}; "
+        f"raise the pool or use at most {pool}"
+    ]
+
+
+@stage_command("retrain", Params, segmenter=SegmenterParams, cross_check=check_pool)
 def main(run: StageRun) -> None:
     """Train the segmenter from scratch on synthetic and real images."""
     params: Params = run.params
@@ -77,18 +82,16 @@ def load_synthetic(run: StageRun) -> list[TrainingFrame]:
 
 
 def phases(params: Params, real: list[TrainingFrame], synthetic: list[TrainingFrame]) -> list[Phase]:
-    """Line the phases up in the order that the parameters name."""
+    """Line the phases up in the order that the parameters name.
+
+    The result is chosen among the epochs on the last kind of images, so that it has seen all kinds.
+    """
     frames = {"synthetic": synthetic, "real": real, "mixed": [*synthetic, *real]}
-    settings = {"synthetic": params.synthetic, "real": params.real, "mixed": params.mixed}
+    schedules = {"synthetic": params.synthetic, "real": params.real, "mixed": params.mixed}
     return [
-        Phase(
-            kind,
-            frames[kind],
-            settings[kind].epochs,
-            settings[kind].learning_rate,
-            settings[kind].augment,
-        )
+        phase
         for kind in params.order
+        for phase in schedules[kind].phases(kind, frames[kind], selectable=kind == params.order[-1])
     ]
 
 

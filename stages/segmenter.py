@@ -1,17 +1,59 @@
-"""What base training and retraining share around the phases: execution, and the model folder."""
+"""What base training and retraining share: the two-step schedule, execution, and the model folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Self
 
-from pipeline.model_folder import ModelConfig, save_model
+from pydantic import Field, model_validator
+
+from pipeline.model_folder import BestEpoch, ModelConfig, save_model
 from pipeline.prepared import load_samples
+from pipeline.schema import Strict
 from pipeline.segmenter_params import SegmenterParams
-from pipeline.training import Execution, Phase, train_segmenter
+from pipeline.training import Execution, Phase, TrainedSegmenter, train_segmenter
 from pipeline.training_data import TrainingFrame, input_statistics, training_frames, validation_frames
 from stages.context import StageRun
 
 DEVELOPMENT = "data/prepared/development"
 HISTORY_FILE = "history.csv"
+VALIDATION_FILE = "validation.csv"
+
+Epochs = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class TwoStepSchedule(Strict):
+    """How long and how fast to train on one kind of images: the paper's two-step learning rate.
+
+    Attributes:
+        epochs, learning_rate: of the first step.
+        final_epochs, final_learning_rate: of the second; 0 epochs leave it out.
+        augment: whether the images are augmented.
+    """
+
+    epochs: Epochs
+    learning_rate: Rate
+    final_epochs: Epochs = 0
+    final_learning_rate: Rate = 1e-4
+    augment: bool
+
+    @model_validator(mode="after")
+    def _some_epochs(self) -> Self:
+        if self.epochs + self.final_epochs == 0:
+            raise ValueError("epochs and final_epochs are both 0; expected at least one epoch")
+        return self
+
+    def phases(self, name: str, frames: Sequence[TrainingFrame], *, selectable: bool = True) -> list[Phase]:
+        """Make the steps that have epochs: `name` and `name (final)`, as `pipeline.verdict` reads them."""
+        steps = (
+            (name, self.epochs, self.learning_rate),
+            (f"{name} (final)", self.final_epochs, self.final_learning_rate),
+        )
+        return [
+            Phase(step, frames, epochs, rate, self.augment, selectable)
+            for step, epochs, rate in steps
+            if epochs
+        ]
 
 
 def real_frames(run: StageRun) -> list[TrainingFrame]:
@@ -52,8 +94,18 @@ def train_and_save(
         resolution=segmenter.resolution,
         statistics=statistics,
         threshold=trained.threshold,
+        best=best_epoch(trained),
         params={"seed": run.seed, "segmenter": segmenter.model_dump(), run.name: run.params.model_dump()},
         **run.provenance(),
     )
     save_model(folder, trained.network, config)
     trained.write_history(folder / HISTORY_FILE)
+    trained.write_validation(folder / VALIDATION_FILE)
+
+
+def best_epoch(trained: TrainedSegmenter) -> BestEpoch:
+    """Describe the epoch whose weights were kept."""
+    best = trained.best
+    if best.validation_auc is None:
+        raise AssertionError("the best epoch is a validated one")
+    return BestEpoch(phase=best.phase, epoch=best.epoch, validation_auc=best.validation_auc)

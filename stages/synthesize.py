@@ -8,11 +8,10 @@ from tqdm import tqdm
 
 from pipeline.images import write_png
 from pipeline.schema import Strict
+from pipeline.synthetic_pool import COLUMNS, MANIFEST
 from stages.context import StageRun, stage_command
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.sampling import load_generator, sample_images
-
-COLUMNS = ("id", "image", "seed", "psi")
 
 
 class Params(Strict):
@@ -38,7 +37,7 @@ def main(run: StageRun) -> None:
     folder.mkdir(parents=True)
     seeds = range(params.first_seed, params.first_seed + params.pool)
     images = sample_images(generator, seeds, params.psi)
-    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / MANIFEST).open("w", newline="", encoding="utf-8") as file:
         manifest = csv.writer(file, lineterminator="\n")
         manifest.writerow(COLUMNS)
         for index, image in enumerate(tqdm(images, total=params.pool, desc="synthesize", unit="image")):

@@ -97,6 +97,11 @@ class Project:
             for p in self.root.glob("metrics/**/*.json")
         }
 
+    def weights(self) -> dict[str, bytes]:
+        return {
+            str(p.relative_to(self.root)): p.read_bytes() for p in self.root.glob("models/**/*.safetensors")
+        }
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
@@ -109,8 +114,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
-    (project.root / "data/raw").mkdir(parents=True)
-    shutil.copy(ROOT / "data/raw/README.md", project.root / "data/raw")
+    for folder in ("data/raw", "data/pretrained"):
+        (project.root / folder).mkdir(parents=True)
+        shutil.copy(ROOT / folder / "README.md", project.root / folder)
     (project.root / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
     project.run("git", "init", "--quiet")
     assert project.repro() == STAGES
@@ -168,12 +174,13 @@ def test_a_comment_in_the_reports_code_reruns_only_the_report(project: Project) 
 
 def test_the_same_seed_gives_the_same_metrics_and_weights(project: Project) -> None:
     before = project.metrics()
-    weights = {path.name: path.read_bytes() for path in project.root.glob("models/**/*.safetensors")}
+    weights = project.weights()
     for folder in ("data/prepared", "data/synthetic", "models", "metrics", "predictions", "report", "plots"):
         shutil.rmtree(project.root / folder)
     assert project.repro("--force") == STAGES
     assert project.metrics() == before
-    assert {path.name: path.read_bytes() for path in project.root.glob("models/**/*.safetensors")} == weights
+    assert project.weights() == weights
+    assert len(weights) == 6
 
 
 def test_a_stage_cannot_read_the_test_split(project: Project) -> None:

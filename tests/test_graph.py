@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from stages.closure import import_closure, imported_packages
 from stages.context import SHARED_SECTIONS, TEST_SPLIT, check_all_sections
 from stages.graph import read_graph
@@ -92,3 +93,12 @@ def test_every_shipped_preset_is_valid(preset: Path) -> None:
 def test_params_are_the_default_preset() -> None:
     assert {"default", "drive-smoke", "drive-paper"} <= {path.stem for path in PRESETS}
     assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/default.yaml").read_text()
+
+
+def test_more_synthetic_images_than_the_pool_holds_are_refused_before_anything_runs() -> None:
+    params = read_yaml(ROOT / "params.yaml")
+    params["retrain"]["synthetic_count"] = params["synthesize"]["pool"] + 1
+    with pytest.raises(UserError, match=r"retrain\.synthetic_count: got \d+, but synthesize\.pool is"):
+        check_all_sections(params, GRAPH)
+    params["retrain"]["order"] = ["real"]
+    check_all_sections(params, GRAPH)

@@ -1,19 +1,27 @@
-"""Bootstrap intervals over test images: how far a figure moves when other images are drawn.
+"""How far a figure moves when other test images are drawn, and whether two models differ beyond chance.
 
-The image is the unit that is drawn, never the pixel: neighbouring pixels are not independent (Efron &
-Tibshirani 1993, chapters 6 and 13). Two models are compared on the same draws (paired), which removes the
-difficulty of the images from the difference. The randomness of training is not in these intervals.
+The image is the unit that is drawn or swapped, never the pixel: neighbouring pixels are not independent.
+Two models are compared on the same images (paired), which removes the difficulty of the images from the
+difference. The randomness of training is not in these figures.
 """
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+EXACT_UP_TO = 16
+"""So many images are swapped in all 2^n ways; of more, ways are drawn at random."""
+
+_RANDOM_SWAPS = 10_000
+_ROUNDING = 1e-12  # differences that are equal but for rounding count as equal
+_NORMAL = NormalDist()
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the bounds of its 95% interval (2.5th and 97.5th percentile of the bootstrap)."""
+    """A figure with the bounds of its 95% bootstrap interval, bias-corrected and accelerated."""
 
     value: float
     low: float
@@ -29,9 +37,7 @@ def pooled_f1(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     Returns:
         float64 [...]: 2 TP / (2 TP + FP + FN) of the sums over images; 0 where the sums are all 0.
     """
-    total = counts.sum(axis=-2)
-    whole = 2 * total[..., 0] + total[..., 1] + total[..., 2]
-    return 2 * total[..., 0] / np.maximum(whole, 1)
+    return _f1(counts.sum(axis=-2))
 
 
 def draw_images(images: int, samples: int, seed: int) -> NDArray[np.int64]:
@@ -46,7 +52,7 @@ def f1_interval(counts: NDArray[np.int64], draws: NDArray[np.int64]) -> Interval
         counts: int64 [images, 3], see `pooled_f1`.
         draws: int64 [samples, images], see `draw_images`.
     """
-    return _interval(float(pooled_f1(counts)), pooled_f1(counts[draws]))
+    return _interval(float(pooled_f1(counts)), pooled_f1(counts[draws]), _f1_without_each(counts))
 
 
 def f1_difference(
@@ -62,12 +68,82 @@ def f1_difference(
     Raises:
         ValueError: when the two do not cover the same number of images.
     """
+    _check_paired(counts, reference)
+    return _interval(
+        float(pooled_f1(counts) - pooled_f1(reference)),
+        pooled_f1(counts[draws]) - pooled_f1(reference[draws]),
+        _f1_without_each(counts) - _f1_without_each(reference),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Paired permutation test (Ernst 2004, "Permutation Methods: A Basis for Exact Inference"): if the models were
+# alike, it would be chance which of an image's two results belongs to which model. p is the share of all ways
+# to swap them whose |difference| reaches the observed one. With m random ways, p = (1 + reached) / (1 + m)
+# (Phipson & Smyth 2010, "Permutation P-values Should Never Be Zero").
+def f1_permutation_p(counts: NDArray[np.int64], reference: NDArray[np.int64], seed: int) -> float:
+    """Two-sided p of the difference in pooled F1 under random swaps of the two models on each image.
+
+    Args:
+        counts: int64 [images, 3] of the model.
+        reference: int64 [images, 3] of the model to compare with, in the same order of images.
+        seed: of the random swaps; not used for up to `EXACT_UP_TO` images, where p is exact.
+
+    Returns:
+        In 0..1, more than 0; at least 2 / 2^images.
+
+    Raises:
+        ValueError: when the two do not cover the same number of images.
+    """
+    _check_paired(counts, reference)
+    images = len(counts)
+    exact = images <= EXACT_UP_TO
+    if exact:
+        swaps = (np.arange(2**images)[:, None] >> np.arange(images)) & 1  # [2^images, images]
+    else:
+        swaps = np.random.default_rng(seed).integers(2, size=(_RANDOM_SWAPS, images))
+    moved = swaps @ (reference - counts)  # [ways, 3]: what the swaps bring from the reference to the model
+    differences = _f1(counts.sum(axis=0) + moved) - _f1(reference.sum(axis=0) - moved)
+    observed = abs(float(pooled_f1(counts) - pooled_f1(reference)))
+    reached = int(np.count_nonzero(np.abs(differences) >= observed - _ROUNDING))
+    return reached / len(swaps) if exact else (1 + reached) / (1 + len(swaps))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# BCa interval (Efron 1987, "Better Bootstrap Confidence Intervals"; Efron & Tibshirani 1993, eq. 14.9–14.15):
+# the bounds are the percentiles Φ(z₀ + (z₀ + z) / (1 − a (z₀ + z))), z = ∓1.96, of the drawn figures, where
+# z₀ = Φ⁻¹(share of draws below the figure) corrects the bias and a = Σ dᵢ³ / 6 (Σ dᵢ²)^1.5 the skewness, with
+# dᵢ = mean − figure without image i. Draws equal to the figure count half.
+def _interval(value: float, drawn: NDArray[np.float64], without_each: NDArray[np.float64]) -> Interval:
+    below = np.count_nonzero(drawn < value - _ROUNDING)
+    equal = np.count_nonzero(np.abs(drawn - value) <= _ROUNDING)
+    edge = 0.5 / len(drawn)  # keeps z₀ finite when every draw lies on one side
+    bias = _NORMAL.inv_cdf(float(np.clip((below + equal / 2) / len(drawn), edge, 1 - edge)))
+    change = without_each.mean() - without_each
+    spread = float((change**2).sum()) ** 1.5
+    acceleration = float((change**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    shares = [
+        _corrected_share(z, bias, acceleration) for z in (_NORMAL.inv_cdf(0.025), _NORMAL.inv_cdf(0.975))
+    ]
+    low, high = np.quantile(drawn, shares)
+    return Interval(value, float(low), float(high))
+
+
+def _corrected_share(z: float, bias: float, acceleration: float) -> float:
+    return _NORMAL.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+
+
+def _f1_without_each(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Pooled F1 of all images but one, for each one: float64 [images]."""
+    return _f1(counts.sum(axis=0) - counts)
+
+
+def _f1(total: NDArray[np.int64]) -> NDArray[np.float64]:
+    """F1 of summed counts [..., 3]; 0 where they are all 0."""
+    whole = 2 * total[..., 0] + total[..., 1] + total[..., 2]
+    return 2 * total[..., 0] / np.maximum(whole, 1)
+
+
+def _check_paired(counts: NDArray[np.int64], reference: NDArray[np.int64]) -> None:
     if counts.shape != reference.shape:
         raise ValueError(f"paired comparison needs the same images; got {counts.shape} and {reference.shape}")
-    value = float(pooled_f1(counts) - pooled_f1(reference))
-    return _interval(value, pooled_f1(counts[draws]) - pooled_f1(reference[draws]))
-
-
-def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(value, float(low), float(high))

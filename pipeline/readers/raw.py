@@ -80,6 +80,10 @@ class RawFolder:
         ]
 
 
+class MissingDatasetError(UserError):
+    """There is no folder where the raw dataset should be."""
+
+
 @contextmanager
 def open_raw(path: Path, expected: str) -> Iterator[RawFolder]:
     """Open a raw dataset; zip files in its top folder are unpacked to a temporary folder meanwhile.
@@ -92,10 +96,11 @@ def open_raw(path: Path, expected: str) -> Iterator[RawFolder]:
         expected: the expected layout in words, for the error message.
 
     Raises:
-        UserError: the folder is missing or empty, or a zip file is damaged or unsafe.
+        MissingDatasetError: there is no such folder.
+        UserError: the folder holds no image, or a zip file is damaged or unsafe.
     """
     if not path.is_dir():
-        raise UserError(
+        raise MissingDatasetError(
             f"{path}: no such folder; expected {expected}. Get the data from its owner and put it there "
             "(see data/README.md)"
         )

@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli import main
+from pipeline.inference import Predictor
 
 
 def write_image(path: Path) -> Path:
@@ -45,6 +46,128 @@ def test_a_missing_model_says_how_to_get_one(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert str(tmp_path / "nothing") in result.output
+
+
+class Halves(Predictor):
+    """Stands in for a trained model: the left half is vessel."""
+
+    threshold = 0.5
+
+    def predict(self, image, *, flips=False):
+        probability = np.zeros(image.shape[:2], np.float32)
+        probability[:, : image.shape[1] // 2] = 1
+        return probability
+
+
+@pytest.fixture
+def predict(monkeypatch):
+    """Give a function that runs `vesselforge predict` with the stand-in model."""
+    monkeypatch.setattr(Predictor, "from_folder", staticmethod(lambda folder, device: Halves()))
+    return lambda *arguments: CliRunner().invoke(main, ["predict", *map(str, arguments)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_three_files_for_each_image(tmp_path: Path, predict) -> None:
+    write_image(tmp_path / "scans/a.png")
+    write_image(tmp_path / "scans/b.jpg")
+    result = predict(tmp_path / "scans", "-o", tmp_path / "out/deep")
+    assert result.exit_code == 0, result.output
+    kinds = ("mask", "overlay", "probability")
+    assert sorted(contents(tmp_path / "out/deep")) == [
+        f"{name}_{kind}.png" for name in "ab" for kind in kinds
+    ]
+    mask = np.array(Image.open(tmp_path / "out/deep/a_mask.png"))
+    assert mask[:, :15].min() == 255 and mask[:, 15:].max() == 0
+
+
+def test_the_folder_that_is_segmented_is_not_written_to(tmp_path: Path, predict) -> None:
+    write_image(tmp_path / "c/a.png")
+    write_image(tmp_path / "c/a_mask.png")
+    before = contents(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "c")
+    for output in ("c", "link", "c/../c"):
+        result = predict(tmp_path / "c", "-o", tmp_path / output, "--overwrite")
+        assert result.exit_code == 2
+        assert "(2 problems)" in result.output
+        assert "to be read and written to" in result.output
+        assert "a_mask.png: an input that the result" in result.output
+    assert contents(tmp_path) == before
+    (tmp_path / "c/a_mask.png").unlink()
+    for _ in range(2):  # folders are not searched deeper, so a folder inside does no harm
+        assert predict(tmp_path / "c", "-o", tmp_path / "c/out", "--overwrite").exit_code == 0
+    assert len(contents(tmp_path / "c")) == 4
+
+
+def test_an_input_is_never_overwritten_whatever_its_name(tmp_path: Path, predict) -> None:
+    image, other = write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a_overlay.png").hardlink_to(other)
+    result = predict(image, other, "-o", tmp_path / "out", "--overwrite")
+    assert result.exit_code == 2
+    assert "(1 problem)" in result.output and "b.png: an input that the result" in result.output
+    assert predict(image, "-o", tmp_path / "out", "--overwrite").exit_code == 0
+
+
+def test_earlier_results_are_replaced_only_on_demand(tmp_path: Path, predict) -> None:
+    image = write_image(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a_mask.png").write_text("mine")
+    refused = predict(image, "-o", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "holds 1 of the results already (a_mask.png); give --overwrite" in refused.output
+    assert contents(tmp_path / "out") == {"a_mask.png": b"mine"}
+    assert predict(image, "-o", tmp_path / "out", "--overwrite").exit_code == 0
+    assert np.array(Image.open(tmp_path / "out/a_mask.png")).max() == 255
+    again = predict(image, "-o", tmp_path / "out")
+    assert "holds 3 of the results already" in again.output
+
+
+@pytest.mark.parametrize("output", ["file", "file/deeper", "nowhere"])
+def test_an_output_that_is_no_folder_is_refused(tmp_path: Path, predict, output: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    result = predict(write_image(tmp_path / "a.png"), "-o", tmp_path / output, "--overwrite")
+    assert result.exit_code == 2
+    assert f"{tmp_path / output.split('/')[0]}: not a folder; expected" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_folder_in_place_of_a_result_is_refused(tmp_path: Path, predict) -> None:
+    (tmp_path / "out/a_mask.png").mkdir(parents=True)
+    result = predict(write_image(tmp_path / "a.png"), "-o", tmp_path / "out", "--overwrite")
+    assert result.exit_code == 2
+    assert "a_mask.png: a folder where a result belongs" in result.output
+
+
+def test_a_disk_that_refuses_is_reported(tmp_path: Path, predict, monkeypatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    image = write_image(tmp_path / "a.png")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = predict(image, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "a_mask.png: cannot be written (No space left on device)" in result.output
+
+
+def test_problems_of_images_and_output_come_together(tmp_path: Path, predict) -> None:
+    (tmp_path / "bad.png").write_bytes(b"text")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/bad_mask.png").write_text("mine")
+    result = predict(tmp_path / "bad.png", tmp_path / "absent.png", "-o", tmp_path / "out")
+    assert "nothing was segmented (3 problems)" in result.output
+    for part in ("bad.png: no image", "absent.png: no such file", "holds 1 of the results"):
+        assert part in result.output
+
+
+def test_an_unknown_device_is_refused_with_the_known_ones(tmp_path: Path, predict) -> None:
+    result = predict(write_image(tmp_path / "a.png"), "-o", tmp_path / "out", "--device", "gpu")
+    assert result.exit_code == 2
+    assert "device 'gpu' is not known; expected auto, cpu, mps, cuda or cuda:N" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.5"])

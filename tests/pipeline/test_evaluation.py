@@ -20,7 +20,7 @@ from pipeline.evaluation import (
 from pipeline.images import read_gray, read_probability, write_png
 from pipeline.metrics.pixel import METRIC_NAMES, Confusion
 from pipeline.prepared import Entry, Frame, load_samples, write_prepared
-from pipeline.verdict import compare
+from pipeline.verdict import compare, unequal_training
 
 
 def frame(number, vessels=True):
@@ -212,28 +212,79 @@ HITS = np.array([700, 720, 650, 800, 760, 710])
         ([20, 25, 30, 22, 18, 27], "gain", "“retrained” is better than “base”: F1 +0.01"),
         ([-20, -25, -30, -22, -18, -27], "loss", "“retrained” is worse than “base”: F1 −0.01"),
         ([20, -25, 30, -22, 18, -20], "no_gain", "No demonstrable gain of “retrained” over “base”"),
-        ([0, 0, 0, 0, 0, 0], "no_gain", "which contains 0"),
+        ([0, 0, 0, 0, 0, 0], "no_gain", "p = 1.000"),
     ],
 )
-def test_verdict_follows_the_interval(change, outcome, says):
+def test_verdict_follows_interval_and_test(change, outcome, says):
     per_image = pd.concat([table("base", HITS), table("retrained", HITS + change)])
     draws = np.random.default_rng(0).integers(6, size=(1000, 6))
-    got = compare(per_image, "retrained", "base", FIELD_OF_VIEW, draws)
+    got = compare(per_image, "retrained", "base", FIELD_OF_VIEW, draws, 0)
     assert got.outcome == outcome
     assert says in got.sentence()
     assert got.difference.low <= got.difference.value <= got.difference.high
 
 
-def test_few_images_give_no_verdict():
-    per_image = pd.concat([table("base", HITS[:2]), table("retrained", HITS[:2] + 100)])
-    got = compare(per_image, "retrained", "base", FIELD_OF_VIEW, np.array([[0, 1], [1, 1]]))
+def test_an_interval_beside_0_is_not_enough():
+    change = [50, 60, 70, -1, 40, 55]  # p = 4 / 2⁶: swapping the fourth image alone reaches as much
+    per_image = pd.concat([table("base", HITS), table("retrained", HITS + change)])
+    draws = np.random.default_rng(0).integers(6, size=(1000, 6))
+    got = compare(per_image, "retrained", "base", FIELD_OF_VIEW, draws, 0)
+    assert got.difference.low > 0
+    assert got.p == 4 / 64
+    assert got.outcome == "no_gain"
+
+
+@pytest.mark.parametrize("images", [2, 5])
+def test_few_images_give_no_verdict(images):
+    per_image = pd.concat([table("base", HITS[:images]), table("retrained", HITS[:images] + 100)])
+    draws = np.random.default_rng(0).integers(images, size=(100, images))
+    got = compare(per_image, "retrained", "base", FIELD_OF_VIEW, draws, 0)
     assert got.outcome == "too_few"
-    assert "cannot tell" in got.sentence()
+    assert "Too few test images to tell" in got.sentence()
+    assert f": {images}, where at least 6 are needed" in got.sentence()
+
+
+def history(*phases):
+    """Rows of a training history from (phase, epochs, learning rate)."""
+    rows = [(phase, rate) for phase, epochs, rate in phases for _ in range(epochs)]
+    return pd.DataFrame(rows, columns=["phase", "learning_rate"])
+
+
+BASE = history(("real", 8, 1e-3), ("real (final)", 3, 1e-4))
+
+
+@pytest.mark.parametrize(
+    "retrained",
+    [
+        history(("synthetic", 5, 1e-3), ("real", 8, 1e-3), ("real (final)", 3, 1e-4)),
+        history(("real", 8, 1e-3), ("real (final)", 3, 1e-4), ("synthetic", 9, 1e-3)),
+        history(("mixed", 8, 1e-3), ("mixed (final)", 3, 1e-4)),
+    ],
+)
+def test_equal_training_on_real_images_needs_no_warning(retrained):
+    assert unequal_training("base", {"base": BASE, "retrained": retrained}) is None
+
+
+@pytest.mark.parametrize(
+    ("retrained", "says"),
+    [
+        (history(("synthetic", 5, 1e-3), ("real", 8, 1e-3)), "“retrained” 8 epochs at 0.001."),
+        (history(("real", 8, 1e-3), ("real (final)", 3, 1e-5)), "8 epochs at 0.001 + 3 epochs at 1e-05."),
+        (history(("real", 11, 1e-3)), "“retrained” 11 epochs at 0.001."),
+        (history(("synthetic", 5, 1e-3)), "“retrained” no epoch."),
+    ],
+)
+def test_unequal_training_on_real_images_is_said(retrained, says):
+    note = unequal_training("base", {"base": BASE, "retrained": retrained})
+    assert note is not None
+    assert "“base” 8 epochs at 0.001 + 3 epochs at 0.0001;" in note
+    assert says in note
+    assert "retrain.order: [real]" in note
 
 
 def test_comparison_needs_the_same_images():
     per_image = pd.concat([table("base", HITS), table("retrained", HITS, ids=list("abcdef"))])
     with pytest.raises(UserError, match="other images"):
-        compare(per_image, "retrained", "base", FIELD_OF_VIEW, np.zeros((2, 6), np.int64))
+        compare(per_image, "retrained", "base", FIELD_OF_VIEW, np.zeros((2, 6), np.int64), 0)
     with pytest.raises(UserError, match="no row for model 'ensemble'"):
-        compare(per_image, "ensemble", "base", FIELD_OF_VIEW, np.zeros((2, 6), np.int64))
+        compare(per_image, "ensemble", "base", FIELD_OF_VIEW, np.zeros((2, 6), np.int64), 0)

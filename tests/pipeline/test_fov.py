@@ -45,6 +45,13 @@ def test_a_black_image_is_refused():
         estimate_fov(np.full((80, 80, 3), 4, np.uint8))
 
 
+def test_lit_stripes_thinner_than_a_vessel_are_refused():
+    image = np.full((400, 400, 3), 3, np.uint8)
+    image[:, [x for x in range(100, 300) if x % 9 < 6]] = 200  # two thirds of the middle, 6 pixels wide each
+    with pytest.raises(UserError, match=r"no field of view.*nothing lit is wider than 8 pixels"):
+        estimate_fov(image)
+
+
 @pytest.mark.shared
 def test_drives_own_masks_are_met(shared_dir):
     scores = []

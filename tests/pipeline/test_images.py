@@ -1,11 +1,15 @@
+import ast
 import gzip
 import io
+import struct
 import sys
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipeline.errors import UserError
 from pipeline.images import read_gray, read_mask, read_probability, read_rgb, write_png, write_probability
@@ -123,6 +127,128 @@ def test_missing_files_and_floats_are_named(tmp_path):
     for read in (read_rgb, read_gray):
         with pytest.raises(UserError, match=r"f\.tif: floating-point"):
             read(tmp_path / "f.tif")
+
+
+def rescaled(colour, peak):
+    """16-bit levels whose brightest is `peak`."""
+    return (colour.astype(np.uint16) * (peak / colour.max())).round().astype(np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "ppm"])
+@pytest.mark.parametrize("is_colour", [True, False])
+def test_sixteen_bits_that_use_a_small_part_of_their_range_are_refused(tmp_path, colour, suffix, is_colour):
+    path = tmp_path / ("s.pgm" if suffix == "ppm" and not is_colour else f"s.{suffix}")
+    levels = colour if is_colour else colour[..., 0]
+    for peak in (4095, 16_000):
+        assert cv2.imwrite(str(path), rescaled(levels, peak))
+        with pytest.raises(UserError, match=r"s\.\w+: 16-bit pixels.*expected 65535.*fewer bits"):
+            read_rgb(path)
+    assert cv2.imwrite(str(path), levels.astype(np.uint16) * 257)
+    expected = levels[..., ::-1] if is_colour else np.repeat(levels[..., None], 3, axis=2)
+    assert np.array_equal(read_rgb(path), expected)  # OpenCV writes BGR
+
+
+def test_the_largest_value_a_ppm_names_is_its_white(tmp_path):
+    header, levels = b"P6 2 1 4095\n", np.array([0, 4095, 0, 4095, 0, 0], ">u2")
+    (tmp_path / "a.ppm").write_bytes(header + levels.tobytes())
+    assert read_rgb(tmp_path / "a.ppm").tolist() == [[[0, 255, 0], [255, 0, 0]]]
+
+
+def test_dark_eight_bit_images_and_sixteen_bit_masks_pass(tmp_path, colour):
+    write_png(tmp_path / "dark.png", colour // 64)
+    assert read_rgb(tmp_path / "dark.png").max() == 3
+    Image.fromarray((colour[..., 0] > 99).astype(np.uint16)).save(tmp_path / "mask.png")
+    assert read_gray(tmp_path / "mask.png").max() == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("I", "signed or 32-bit integers"),
+        ("F", "floating-point pixels, whose range is not known"),
+        ("CMYK", "CMYK colours"),
+        ("LAB", "LAB colours"),
+    ],
+)
+def test_pixels_of_unknown_meaning_are_refused(tmp_path, mode, message):
+    Image.new(mode, (40, 40)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=rf"a\.tif: {message}.*; expected .*8 or 16 bits; "):
+        read_rgb(tmp_path / "a.tif")
+
+
+def test_floating_point_colours_are_named_as_a_possible_cause(tmp_path, colour):
+    assert cv2.imwrite(str(tmp_path / "f.tif"), colour.astype(np.float32))
+    with pytest.raises(UserError, match=r"f\.tif: no image, .*floating-point colours"):
+        read_rgb(tmp_path / "f.tif")
+
+
+def test_one_bit_images_are_black_and_white(tmp_path, colour):
+    Image.fromarray(colour[..., 0] > 99).save(tmp_path / "1.png")
+    assert np.array_equal(read_rgb(tmp_path / "1.png")[..., 1], (colour[..., 0] > 99) * 255)
+
+
+def test_transparency_is_dropped_without_blending_or_warning(tmp_path, colour):
+    grey = colour[..., 0]
+    Image.fromarray(np.dstack([grey, 255 - grey])).save(tmp_path / "la.png")
+    Image.fromarray(grey).convert("P").save(tmp_path / "p.png", transparency=bytes(range(256)))
+    for name in ("la.png", "p.png"):
+        assert np.array_equal(read_rgb(tmp_path / name)[..., 0], grey)
+        assert np.array_equal(read_gray(tmp_path / name), grey)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_orientation_is_ignored(tmp_path, colour, kind, compression):
+    image = Image.fromarray(colour[..., 0])
+    options = {"compression": compression} if kind == "TIFF" else {}
+    image.save(tmp_path / "plain", kind, **options)
+    stored = read_gray(tmp_path / "plain")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        image.save(tmp_path / "turned", kind, exif=exif, **options)
+        assert np.array_equal(read_gray(tmp_path / "turned"), stored), orientation
+        assert np.array_equal(read_rgb(tmp_path / "turned")[..., 0], stored), orientation
+
+
+def claim_size(path: Path, side: int) -> None:
+    """Write a small PNG whose header claims to be large."""
+    content = io.BytesIO()
+    Image.new("1", (8, 8)).save(content, "PNG")
+    header = b"IHDR" + struct.pack(">II", side, side) + content.getvalue()[24:29]
+    path.write_bytes(
+        content.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + content.getvalue()[33:]
+    )
+
+
+@pytest.mark.parametrize("side", [10_001, 14_000, 60_000])
+def test_images_above_the_limit_are_refused_by_their_size(tmp_path, side):
+    claim_size(tmp_path / "a.png", side)
+    with pytest.raises(
+        UserError, match=r"a\.png: .*expected at most 100 megapixels; scale it down"
+    ) as caught:
+        read_rgb(tmp_path / "a.png")
+    assert side > 13_000 or f"{side}×{side} pixels" in str(caught.value)
+
+
+def test_below_the_limit_pillow_does_not_warn(tmp_path):
+    claim_size(tmp_path / "a.png", 9_500)
+    with pytest.raises(UserError, match="truncated"):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_images_are_opened_by_python_everywhere(repo_root):
+    """The guard of the test split is an audit hook: it sees what Python opens, not what C++ opens."""
+    unseen = {"imread", "imreadmulti", "imreadanimation", "imread_collection", "imcount", "VideoCapture"}
+    files = [path for package in ("pipeline", "stages") for path in (repo_root / package).rglob("*.py")]
+    assert len(files) > 50
+    found = []
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            names += [node.attr] if isinstance(node, ast.Attribute) else []
+            found += [f"{path}:{node.lineno}: {name}" for name in names if name in unseen]
+    assert not found, "use pipeline.images, or open() and cv2.imdecode"
 
 
 def test_reading_is_seen_by_an_audit_hook(tmp_path, colour):

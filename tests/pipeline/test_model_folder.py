@@ -8,7 +8,14 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.frames import Statistics
-from pipeline.model_folder import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_model, save_model
+from pipeline.model_folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    BestEpoch,
+    ModelConfig,
+    load_model,
+    save_model,
+)
 from pipeline.models.registry import Architecture, build_model
 
 CPU = torch.device("cpu")
@@ -20,6 +27,7 @@ def config(base_width: int = 2) -> ModelConfig:
         resolution="native",
         statistics=Statistics(mean=(0.5, 0.3, 0.2), std=(0.2, 0.1, 0.1)),
         threshold=0.4,
+        best=BestEpoch(phase="real (final)", epoch=3, validation_auc=0.9),
         params={"train_base": {"epochs": 3}},
         versions={"torch": "2"},
         git_commit=None,

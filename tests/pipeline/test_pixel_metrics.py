@@ -1,15 +1,23 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 from sklearn import metrics as sklearn_metrics
 
 from pipeline.errors import UserError
 from pipeline.images import read_mask, read_probability, write_probability
 from pipeline.metrics import pixel, ranking
-from pipeline.metrics.bootstrap import draw_images, f1_difference, f1_interval, pooled_f1
+from pipeline.metrics.bootstrap import (
+    draw_images,
+    f1_difference,
+    f1_interval,
+    f1_permutation_p,
+    pooled_f1,
+)
 from pipeline.metrics.pixel import LEVELS, METRIC_NAMES, Confusion, LevelCounts
 
 
@@ -206,6 +214,82 @@ def test_pairing_narrows_the_interval():
 def test_pairing_needs_the_same_images():
     with pytest.raises(ValueError, match="same images"):
         f1_difference(np.ones((3, 3), np.int64), np.ones((4, 3), np.int64), draw_images(3, 10, 0))
+    with pytest.raises(ValueError, match="same images"):
+        f1_permutation_p(np.ones((3, 3), np.int64), np.ones((4, 3), np.int64), 0)
+
+
+def two_models(rng, images, gain=0.0):
+    """Counts of two models that find a share of each image's vessels, the first `gain` more."""
+    vessels = rng.integers(600, 1400, images)
+    ease = rng.normal(0.78, 0.05, images)
+
+    def counts(shift):
+        hits = (vessels * np.clip(ease + rng.normal(shift, 0.02, images), 0.3, 0.99)).astype(np.int64)
+        alarms = (vessels * np.clip(rng.normal(0.2, 0.03, images), 0.02, 1)).astype(np.int64)
+        return np.stack([hits, alarms, vessels - hits], axis=1)
+
+    return counts(gain), counts(0.0)
+
+
+def test_interval_agrees_with_scipy():
+    counts, reference = two_models(np.random.default_rng(5), 12)
+    got = f1_difference(counts, reference, draw_images(12, 20_000, 0))
+
+    def difference(index, axis=-1):
+        return pooled_f1(counts[index]) - pooled_f1(reference[index])
+
+    expected = bootstrap(
+        (np.arange(12),), difference, n_resamples=20_000, method="BCa", vectorized=True, rng=0
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert got.low == pytest.approx(expected.low, abs=0.04 * width)
+    assert got.high == pytest.approx(expected.high, abs=0.04 * width)
+
+
+def test_permutation_test_counts_every_way_to_swap():
+    counts, reference = two_models(np.random.default_rng(1), 7, gain=0.01)
+    observed = abs(pooled_f1(counts) - pooled_f1(reference))
+    reached = 0
+    for swap in itertools.product((False, True), repeat=7):
+        chosen = np.array(swap)[:, None]
+        swapped = pooled_f1(np.where(chosen, reference, counts)) - pooled_f1(
+            np.where(chosen, counts, reference)
+        )
+        reached += abs(swapped) >= observed - 1e-12
+    assert 2 < reached < 128
+    assert f1_permutation_p(counts, reference, 0) == reached / 128
+    assert f1_permutation_p(reference, counts, 0) == reached / 128
+    assert f1_permutation_p(counts, counts, 0) == 1
+
+
+def test_random_swaps_approach_the_exact_p(monkeypatch):
+    counts, reference = two_models(np.random.default_rng(2), 10, gain=0.01)
+    exact = f1_permutation_p(counts, reference, 0)
+    monkeypatch.setattr("pipeline.metrics.bootstrap.EXACT_UP_TO", 9)
+    drawn = f1_permutation_p(counts, reference, 0)
+    assert drawn == pytest.approx(exact, abs=0.02)
+    assert drawn == f1_permutation_p(counts, reference, 0)
+    assert drawn != f1_permutation_p(counts, reference, 1)
+
+
+def claimed(counts, reference, seed):
+    interval = f1_difference(counts, reference, draw_images(len(counts), 300, seed))
+    beside_0 = interval.low > 0 or interval.high < 0
+    return beside_0, beside_0 and f1_permutation_p(counts, reference, seed) < 0.05
+
+
+def test_alike_models_are_seldom_told_apart():
+    rng = np.random.default_rng(0)
+    claims = np.array([claimed(*two_models(rng, 8), seed) for seed in range(400)])
+    by_interval, by_both = claims.mean(axis=0)
+    assert by_interval > 0.09  # why the interval alone does not decide
+    assert by_both < 0.07
+
+
+def test_a_clear_gain_is_found():
+    rng = np.random.default_rng(0)
+    claims = [claimed(*two_models(rng, 8, gain=0.08), seed)[1] for seed in range(50)]
+    assert np.mean(claims) > 0.9
 
 
 @pytest.mark.shared

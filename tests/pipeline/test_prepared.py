@@ -3,7 +3,7 @@ import pytest
 
 from pipeline.errors import TestSetError, UserError
 from pipeline.images import write_png
-from pipeline.prepared import Entry, Frame, data_sha256, load_samples, pixel_sha256, write_prepared
+from pipeline.prepared import Entry, Frame, load_samples, pixel_sha256, write_prepared
 
 
 def entry(name, split="train", size=(40, 50), labelled=True):
@@ -108,15 +108,6 @@ def test_a_file_of_another_size_is_reported(development):
     sample = load_samples(development, "train")[0]
     with pytest.raises(UserError, match=r"fov/b\.png: 12×10 pixels; manifest\.csv says 50×40"):
         sample.load()
-
-
-def test_the_data_hash_follows_content_and_split(development):
-    samples = load_samples(development, "train")
-    before = data_sha256(samples)
-    assert data_sha256(reversed(samples)) == before
-    assert data_sha256(samples[:1]) != before
-    write_png(samples[0].fov, np.zeros((40, 50), bool))
-    assert data_sha256(samples) != before
 
 
 def test_the_pixel_hash_tells_shapes_apart():

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Problems, UserError
-from pipeline.readers.raw import open_raw
+from pipeline.readers.raw import MissingDatasetError, open_raw
 from pipeline.readers.registry import READERS
 
 
@@ -223,7 +223,7 @@ def test_a_muddled_plain_folder_is_reported(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(READERS))
 def test_a_missing_or_empty_folder_says_what_is_expected(tmp_path, name):
-    with pytest.raises(UserError, match=r"no such folder; expected .*data/README\.md"):
+    with pytest.raises(MissingDatasetError, match=r"no such folder; expected .*data/README\.md"):
         read(name, tmp_path / "no")
     with pytest.raises(UserError, match="holds no image; expected"):
         read(name, tmp_path)

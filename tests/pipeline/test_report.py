@@ -61,11 +61,12 @@ def inputs(tmp_path_factory):
     history = pd.DataFrame(
         {
             "phase": ["synthetic", "synthetic", "real"],
-            "epoch": [1, 2, 1],
+            "epoch": [1, 2, 3],
             "learning_rate": 1e-3,
             "train_loss": [0.9, 0.7, 0.5],
             "validation_loss": [1.0, 0.8, 0.6],
-            "validation_auc": [0.7, 0.8, 0.9],
+            "validation_auc": [0.7, 0.95, 0.9],
+            "kept": [False, False, True],
         }
     )
     models, tables = [], []
@@ -181,6 +182,7 @@ def test_everything_asked_for_is_there(inputs, page):
     assert "abc123" in page
     assert "No demonstrable gain of “retrained” over “base”" in page  # the same predictions
     assert "“ensemble” is better than “base”" in page
+    assert ", p = 0.031)" in page  # 2 of 2⁶ ways to swap
 
 
 def test_texts_are_escaped(page):
@@ -203,7 +205,25 @@ def test_two_test_images(inputs):
         test_samples=inputs.test_samples[:2],
         per_image=inputs.per_image[inputs.per_image["id"].isin(ids)],
     )
-    assert "2 test image(s) cannot tell" in render(few)
+    assert "Too few test images to tell" in render(few)
+
+
+def test_the_kept_epoch_is_shown(inputs, page):
+    for name in ("base", "retrained"):
+        assert f"<td>{name}</td><td>real</td><td>3 of 3</td><td>0.9000</td>" in page
+    base, *others = inputs.models
+    nothing_kept = replace(base, history=base.history.assign(kept=False))
+    with pytest.raises(UserError, match=r"history\.csv of 'base' marks 0 epochs as kept"):
+        render(replace(inputs, models=[nothing_kept, *others]))
+
+
+def test_unequal_training_is_noted_beside_the_verdict(inputs, page):
+    assert "Not trained alike" not in page
+    base, retrained, ensemble = inputs.models
+    slower = replace(retrained, history=retrained.history.assign(learning_rate=1e-4))
+    noted = render(replace(inputs, models=[base, slower, ensemble]))
+    assert "“base” 1 epochs at 0.001; “retrained” 1 epochs at 0.0001" in noted
+    assert "retrain.order: [real]" in noted
 
 
 def test_inputs_that_do_not_fit_are_refused(inputs):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,11 +128,50 @@ def test_the_best_epoch_is_kept() -> None:
 
 def test_the_earlier_epoch_wins_a_tie() -> None:
     rows = [
-        HistoryRow("p", epoch, 1e-3, 0.5, 0.5, auc)
+        HistoryRow("p", epoch, 1e-3, 0.5, 0.5, auc, selectable=True)
         for epoch, auc in enumerate((None, 0.8, 0.9, 0.9), start=1)
     ]
     assert best_row(rows) is rows[2]
     assert best_row(rows[:1]) is None
+
+
+def junk_last(good_selectable: bool = False) -> list[Phase]:
+    """A phase that learns, then one that unlearns: its targets are upside down."""
+    junk = [replace(frame, id=f"junk {frame.id}", target=255 - frame.target) for frame in TRAIN]
+    return [
+        Phase("good", TRAIN, 4, 1e-2, False, selectable=good_selectable),
+        Phase("junk", junk, 3, 1e-2, False),
+    ]
+
+
+def test_only_selectable_phases_give_the_result() -> None:
+    trained = train(junk_last())
+    aucs = [row.validation_auc or 0.0 for row in trained.history]
+    assert max(aucs[4:]) < max(aucs[:4])  # by validation AUC alone the first phase would win
+    assert trained.best.phase == "junk"
+    assert trained.best == trained.history[4 + int(np.argmax(aucs[4:]))]
+    assert [row.selectable for row in trained.history] == [False] * 4 + [True] * 3
+    assert validate(trained.network, VALIDATION, STATISTICS, PARAMS.loss).auc == trained.best.validation_auc
+    assert train(junk_last(good_selectable=True)).best.phase == "good"
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 5])
+def test_resuming_keeps_to_selectable_phases(tmp_path: Path, stop_at: int) -> None:
+    def interrupt(row: HistoryRow) -> None:
+        if row.epoch == stop_at:
+            raise KeyboardInterrupt
+
+    keeping = Execution(checkpoint_dir=tmp_path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(junk_last(), execution=keeping, on_epoch=interrupt)
+    with pytest.raises(UserError, match="other settings"):
+        train(junk_last(good_selectable=True), execution=keeping)
+    assert same(train(junk_last(), execution=keeping), train(junk_last()))
+
+
+def test_a_run_without_a_selectable_epoch_is_refused() -> None:
+    with pytest.raises(UserError, match="no phase with epochs is selectable"):
+        train([Phase("first", TRAIN, 1, 1e-2, True, selectable=False), Phase("last", TRAIN, 0, 1e-2, True)])
 
 
 def test_validation_is_skipped_between_but_not_at_the_end_of_a_phase() -> None:
@@ -292,9 +332,22 @@ def test_history_has_a_row_per_epoch_and_no_timings(tmp_path: Path) -> None:
         "train_loss",
         "validation_loss",
         "validation_auc",
+        "selectable",
+        "kept",
     ]
     assert table["epoch"].tolist() == [1, 2, 3, 4, 5]
     assert table["validation_auc"].isna().tolist() == [True, False, False, False, False]
+    assert table["epoch"][table["kept"]].tolist() == [trained.best.epoch]
+
+
+def test_the_validation_table_has_no_blank_cell(tmp_path: Path) -> None:
+    trained = train(params=PARAMS.model_copy(update={"validate_every": 2}))
+    trained.write_validation(tmp_path / "validation.csv")
+    table = pd.read_csv(tmp_path / "validation.csv")
+    assert list(table) == ["epoch", "validation_loss", "validation_auc"]
+    assert table["epoch"].tolist() == [2, 3, 4, 5]
+    expected = [row.validation_auc for row in trained.history[1:]]
+    assert table["validation_auc"].tolist() == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])

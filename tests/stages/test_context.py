@@ -1,5 +1,8 @@
 """A toy project of one or two stages around the real StageRun."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,7 @@ from click.testing import CliRunner
 
 from pipeline.errors import TestSetError, UserError
 from pipeline.schema import Strict
-from stages.context import StageRun, forbid_reading, stage_command
+from stages.context import StageRun, forbid_reading, git_commit, stage_command
 from stages.fingerprint import digest_paths, fingerprint
 from stages.runtime import Runtime
 
@@ -62,7 +65,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     for name, schema in (("toy", Toy), ("maker", Maker)):
-        module = SimpleNamespace(main=SimpleNamespace(schemas={"seed": int, name: schema}))
+        module = SimpleNamespace(main=SimpleNamespace(schemas={"seed": int, name: schema}, cross_check=None))
         monkeypatch.setitem(sys.modules, f"stages.{name}", module)  # type: ignore[arg-type]
     return tmp_path
 
@@ -192,10 +195,13 @@ def test_no_process_of_a_forbidden_stage_opens_the_test_split(tmp_path: Path) ->
     (folder / "a.png").write_bytes(b"x")
     (tmp_path / "test.txt").write_text("not below it")
     (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "cache").write_bytes(b"x")
+    (folder / "cached.png").symlink_to(tmp_path / "cache")
     forbid_reading(folder, "train_base")
     for attempt in (
         lambda: (folder / "a.png").read_bytes(),
         lambda: (tmp_path / "link" / "a.png").read_bytes(),
+        lambda: (folder / "cached.png").read_bytes(),
         lambda: list(folder.iterdir()),
         lambda: list(folder.rglob("*")),
         lambda: (tmp_path / "x" / ".." / "test" / "a.png").open(),
@@ -226,3 +232,65 @@ def test_digest_sees_names_contents_and_absence_but_not_bytecode(
 def test_fingerprint_depends_on_parameters_not_on_their_order() -> None:
     assert fingerprint([], [], {"a": 1, "b": 2}) == fingerprint([], [], {"b": 2, "a": 1})
     assert fingerprint([], [], {"a": 1}) != fingerprint([], [], {"a": 2})
+
+
+def test_a_queued_experiment_keeps_its_checkpoint_in_the_repository_that_stays(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path_factory.mktemp("repository")
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    with pytest.raises(KeyboardInterrupt), StageRun("toy", SCHEMAS) as run:
+        assert run.checkpoint_dir.parent == repository / ".checkpoints" / "toy"
+        raise KeyboardInterrupt
+    assert [path for path in (repository / ".checkpoints/toy").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_from_outside_a_stage_says_how_to_go_on(project: Path, number: int) -> None:
+    def work(run: StageRun) -> None:
+        """Do it."""
+        (run.checkpoint_dir / "state").write_text("half")
+        signal.raise_signal(number)
+
+    result = CliRunner().invoke(toy_command(work))
+    assert result.exit_code == 130
+    assert "goes on with toy from its last checkpoint" in result.output
+    assert list(project.glob(".checkpoints/toy/*/state"))
+
+
+def test_a_state_of_another_device_or_precision_is_not_gone_on_with(project: Path) -> None:
+    with StageRun("toy", SCHEMAS) as run:
+        first = run.checkpoint_dir
+    (project / "params.yaml").write_text(PARAMS.replace("threads: 1", "precision: bfloat16"))
+    with StageRun("toy", SCHEMAS) as run:
+        assert run.checkpoint_dir != first
+
+
+def test_forgotten_checkpoints_go_when_the_stage_succeeds(project: Path) -> None:
+    old, recent = project / ".checkpoints/toy/old", project / ".checkpoints/toy/recent"
+    for folder in (old, recent):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    with StageRun("toy", SCHEMAS) as run:
+        write_outputs(run)
+    assert not old.exists()
+    assert recent.exists()
+
+
+def test_sections_that_do_not_fit_together_are_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = stage_command(
+        "maker", Maker, cross_check=lambda values: [f"toy.size: {values['toy'].size} is odd"]
+    )
+    monkeypatch.setitem(sys.modules, "stages.maker", SimpleNamespace(main=checked(lambda run: None)))  # type: ignore[arg-type]
+    result = CliRunner().invoke(toy_command(lambda run: None))
+    assert result.exit_code == 2
+    assert "toy.size: 4 is odd" in result.output
+
+
+def test_the_commit_of_an_enclosing_repository_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert git_commit() is None

@@ -79,6 +79,7 @@ def write_models(folder: Path) -> None:
             "train_loss": [1.0, 0.5],
             "validation_loss": [1.0, 0.6],
             "validation_auc": [0.6, 0.7],
+            "kept": [False, True],
         }
     )
     for seed, name in enumerate(MEMBERS):
@@ -168,7 +169,7 @@ def test_evaluate_then_report(project):
     assert run(stages.report.main).exit_code == 0
     page = (project / "report" / "index.html").read_text(encoding="utf-8")
     assert "3 labelled test images of 36×30 pixels: drawn fundus phantoms" in page
-    assert "3 test image(s) cannot tell" in page
+    assert "Too few test images to tell" in page
     assert page.count('alt="pseudo-label of synthetic image') == 2  # report.sample_count
     assert "loss_G" in page
     assert "curve_points: 40" in page

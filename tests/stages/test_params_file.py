@@ -1,12 +1,12 @@
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
 from pipeline.schema import Strict
-from stages.params_file import check_sections, read_yaml
+from stages.params_file import check_sections, read_yaml, section_problems
 
 
 class Optimiser(Strict):
@@ -43,6 +43,7 @@ def test_exponents_without_a_point_are_floats(tmp_path: Path) -> None:
         ("a: 1\na: 2\n", "'a' stands twice"),
         ("a: [1\n", "not readable as YAML"),
         ("- 1\n", "expected a mapping"),
+        ("? [1, 2]\n: 3\n", "not readable as YAML"),
         ("a: !!python/object/apply:os.getcwd []\n", "not readable as YAML"),
     ],
 )
@@ -72,6 +73,32 @@ def test_every_problem_is_reported_at_once() -> None:
     assert "training.optimiser.learning_rate: got 'fast'" in text
     assert "training.optimiser.learning_rat: unknown key; did you mean learning_rate?" in text
     assert "trainin: unknown section; did you mean training?" in text
+
+
+class Crop(Strict):
+    side: Annotated[int, Field(ge=16)] | Literal["native"] = "native"
+    pair: tuple[int, int] = (1, 1)
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if isinstance(self.side, int) and self.side % 2:
+            raise ValueError("side: expected an even number")
+        return self
+
+
+def test_a_union_is_one_problem_and_a_rule_hides_no_reason_behind_the_section() -> None:
+    assert section_problems("crop", {"side": 3}, Crop) == [
+        "crop.side: got 3; should be greater than or equal to 16, or should be 'native'"
+    ]
+    assert section_problems("crop", {"side": 17}, Crop) == ["crop: side: expected an even number"]
+    assert section_problems("crop", {"pair": [1, "x"]}, Crop) == [
+        "crop.pair.1: got 'x'; should be a valid integer, unable to parse string as an integer"
+    ]
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        read_yaml(tmp_path)
 
 
 def test_a_missing_section_and_key_are_named() -> None:

@@ -7,7 +7,14 @@ from pydantic import ValidationError
 from pipeline.errors import UserError
 from pipeline.images import read_gray, read_mask, read_rgb, write_png
 from pipeline.prepared import load_samples
-from stages.prepare import Params, PhantomParams, prepare_dataset, prepare_phantoms, refuse_linked_folders
+from stages.prepare import (
+    Params,
+    PhantomParams,
+    explain_experiment_copies,
+    prepare_dataset,
+    prepare_phantoms,
+    refuse_linked_folders,
+)
 
 Y, X = np.mgrid[:64, :64] - 31.5
 FOV = np.hypot(X, Y) < 28
@@ -208,3 +215,25 @@ def test_the_real_drive_is_prepared_unchanged(tmp_path, shared_dir):
         assert np.array_equal(frame.vessels, label == 255)
         assert np.array_equal(frame.fov, read_mask(image.parents[1] / "mask" / f"{image.stem}_mask.gif"))
         assert 0.05 < frame.vessels[frame.fov].mean() < 0.25
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_a_missing_folder_in_an_experiments_copy_says_how_to_take_it_along(tmp_path, monkeypatch, is_copy):
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path if is_copy else tmp_path / "copy"))
+    raw = Path("data/raw/drive")
+    with (
+        pytest.raises(UserError, match=r"data/raw/drive: no such folder") as caught,
+        explain_experiment_copies(raw),
+    ):
+        prepare(tmp_path, raw, dataset="drive")
+    assert ("need `-C data/raw/drive`" in str(caught.value)) == is_copy
+
+
+def test_without_dvc_a_missing_folder_is_just_missing(tmp_path, monkeypatch):
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    raw = tmp_path / "absent"
+    with pytest.raises(UserError, match="no such folder") as caught, explain_experiment_copies(raw):
+        prepare(tmp_path, raw, dataset="drive")
+    assert "-C" not in str(caught.value)

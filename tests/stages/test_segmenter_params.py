@@ -1,6 +1,7 @@
 """Schemas of the segmenter's sections: what is accepted, what is refused, and the phases that follow."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,8 +9,12 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.segmenter_params import SegmenterParams
 from pipeline.training_data import working_frame
+from pipeline.verdict import REAL_PHASES
 from stages import ensemble, pseudo_label, retrain, train_base
+from stages.params_file import read_yaml
+from stages.segmenter import TwoStepSchedule
 
+PRESETS = Path(__file__).resolve().parents[2] / "presets"
 FRAME = working_frame("x", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool), None, "native")
 PHASE = {"epochs": 1, "learning_rate": 1e-3, "augment": False}
 
@@ -29,11 +34,14 @@ PHASE = {"epochs": 1, "learning_rate": 1e-3, "augment": False}
         (SegmenterParams, {"learning_rate": 1e-3}),
         (train_base.Params, {"epochs": -1}),
         (train_base.Params, {"learning_rate": 0}),
+        (train_base.Params, {"epochs": 0, "final_epochs": 0}),
         (retrain.Params, {"synthetic_count": 0}),
         (retrain.Params, {"label_threshold": 1}),
         (retrain.Params, {"order": ["synthetic", "mixed"]}),
         (retrain.Params, {"order": []}),
         (retrain.Params, {"real": {**PHASE, "epochs": 0}}),
+        (retrain.Params, {"real": {**PHASE, "epochs": 0, "final_epochs": 0}}),
+        (retrain.Params, {"real": {**PHASE, "final_learning_rate": 0}}),
         (retrain.Params, {"real": {"epochs": 1}}),
         (ensemble.Params, {"rule": "median"}),
         (pseudo_label.Params, {"batch": 3}),
@@ -50,21 +58,57 @@ def test_phases_follow_the_order(order: tuple[str, ...]) -> None:
         {
             "order": list(order),
             "synthetic": {"epochs": 3, "learning_rate": 1e-2, "augment": False},
-            "real": {"epochs": 4, "learning_rate": 1e-4, "augment": True},
+            "real": {
+                "epochs": 4,
+                "learning_rate": 1e-4,
+                "final_epochs": 2,
+                "final_learning_rate": 1e-5,
+                "augment": True,
+            },
             "mixed": {"epochs": 5, "learning_rate": 1e-3, "augment": True},
         }
     )
     real, synthetic = [FRAME] * 2, [FRAME] * 6
-    expected = {
-        "synthetic": (6, 3, 1e-2, False),
-        "real": (2, 4, 1e-4, True),
-        "mixed": (8, 5, 1e-3, True),
+    steps = {
+        "synthetic": [("synthetic", 6, 3, 1e-2, False)],
+        "real": [("real", 2, 4, 1e-4, True), ("real (final)", 2, 2, 1e-5, True)],
+        "mixed": [("mixed", 8, 5, 1e-3, True)],
     }
-    phases = retrain.phases(params, real, synthetic)
-    assert tuple(phase.name for phase in phases) == order
-    for phase in phases:
-        found = (len(phase.frames), phase.epochs, phase.learning_rate, phase.augment)
-        assert found == expected[phase.name]
+    expected = [(*step, kind == order[-1]) for kind in order for step in steps[kind]]
+    found = [
+        (
+            phase.name,
+            len(phase.frames),
+            phase.epochs,
+            phase.learning_rate,
+            phase.augment,
+            phase.selectable,
+        )
+        for phase in retrain.phases(params, real, synthetic)
+    ]
+    assert found == expected
+
+
+def test_a_step_without_epochs_is_left_out() -> None:
+    params = train_base.Params(epochs=0, final_epochs=2)
+    (phase,) = params.phases("real", [FRAME])
+    assert (phase.name, phase.epochs, phase.learning_rate) == ("real (final)", 2, 1e-4)
+    assert phase.selectable
+
+
+def test_the_verdict_knows_the_phases_that_show_real_images() -> None:
+    schedule = TwoStepSchedule(epochs=1, learning_rate=1e-3, final_epochs=1, augment=False)
+    names = {
+        kind: [phase.name for phase in schedule.phases(kind, [FRAME])] for kind in get_args(retrain.Kind)
+    }
+    assert set(REAL_PHASES) == {*names["real"], *names["mixed"]}
+    assert not set(REAL_PHASES) & set(names["synthetic"])
+
+
+@pytest.mark.parametrize("preset", ["default", "drive-smoke"])
+def test_presets_train_both_models_alike_on_real_images(preset: str) -> None:
+    values = read_yaml(PRESETS / f"{preset}.yaml")
+    assert values["retrain"]["real"] == values["train_base"]
 
 
 def test_the_architecture_is_part_of_the_segmenter() -> None:
