@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 # Before torch loads its OpenMP: by default a thread that waits for another spins for long, which makes
 # training up to ten times slower as soon as anything else wants one of the cores.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _MISSING = [name for name in ("click", "numpy", "pydantic", "torch", "yaml") if find_spec(name) is None]
 if _MISSING:
