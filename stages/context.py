@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -84,16 +84,17 @@ class StageRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:
-            signal.signal(signal.SIGTERM, self._previous_handler)
             try:
                 if kind is None:
                     self._check_nothing_changed()
-                    self._publish()
+                    with _undisturbed():
+                        self._publish()
                     shutil.rmtree(self._checkpoint_path, ignore_errors=True)
                     self._forget_old_checkpoints()
             finally:
                 for staged in self._staged.values():
                     _remove(staged)
+                signal.signal(signal.SIGTERM, self._previous_handler)
 
     def dep(self, path: str) -> Path:
         """Give the path of an input that dvc.yaml declares for this stage."""
@@ -134,7 +135,8 @@ class StageRun:
         # A queued DVC experiment runs in a temporary copy; DVC_ROOT names the repository that stays.
         root = Path(os.environ.get("DVC_ROOT", "."))
         # How it is computed is no part of the stage's identity, but a state must not go on elsewhere.
-        how = {"torch": version("torch"), "device": self.runtime.device, "precision": self.runtime.precision}
+        how = self.runtime.model_dump(include={"device", "precision"})
+        how |= {"torch": version("torch"), "threads": self.runtime.thread_count()}
         key = fingerprint([], [], {"what": self._fingerprint, **how})
         return root / ".checkpoints" / self.name / key[:20]
 
@@ -303,6 +305,27 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block is done.
+
+    Raises (at the end):
+        KeyboardInterrupt: one of them came.
+    """
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

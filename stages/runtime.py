@@ -1,4 +1,8 @@
-"""The `runtime` section: how to run, never what to compute. No stage lists it in its DVC params."""
+"""The `runtime` section: how to run. No stage lists it in its DVC params, so that no change re-runs a stage.
+
+On the CPU results are the same bits for one number of threads; another number, like another device, moves
+the last digits of every sum, and training carries them on.
+"""
 
 import ctypes
 import os
@@ -19,7 +23,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 class Runtime(Strict):
-    """Device, threads and processes of this machine."""
+    """Device, threads and processes of this machine; `precision` is the segmenter's, on CUDA only."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     threads: Literal["auto"] | Count = "auto"
@@ -30,9 +34,11 @@ class Runtime(Strict):
 
     def process_count(self) -> int:
         """Number of processes for work that is split over processes."""
-        if self.processes != "auto":
-            return self.processes
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return _available_cores() if self.processes == "auto" else self.processes
+
+    def thread_count(self) -> int:
+        """Number of threads that torch computes with."""
+        return _available_cores() if self.threads == "auto" else self.threads
 
     def torch_device(self) -> "torch.device":
         """Give the torch device to use, and set torch's threads.
@@ -42,7 +48,11 @@ class Runtime(Strict):
         """
         from pipeline.device import select_device  # torch takes seconds to load and not every stage needs it
 
-        return select_device(self.device, None if self.threads == "auto" else self.threads)
+        return select_device(self.device, self.thread_count())
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:

@@ -154,7 +154,7 @@ def test_a_change_means_another_checkpoint_and_an_edit_while_running_fails(
 def test_a_change_of_runtime_keeps_the_checkpoint(project: Path) -> None:
     with StageRun("toy", SCHEMAS) as run:
         first = run.checkpoint_dir
-    (project / "params.yaml").write_text(PARAMS.replace("threads: 1", "threads: 2"))
+    (project / "params.yaml").write_text(PARAMS.replace("threads: 1", "threads: 1, workers: 2"))
     with StageRun("toy", SCHEMAS) as run:
         assert run.checkpoint_dir == first
 
@@ -258,10 +258,11 @@ def test_interrupted_from_outside_a_stage_says_how_to_go_on(project: Path, numbe
     assert list(project.glob(".checkpoints/toy/*/state"))
 
 
-def test_a_state_of_another_device_or_precision_is_not_gone_on_with(project: Path) -> None:
+@pytest.mark.parametrize("how", ["threads: 2", "threads: 1, precision: bfloat16"])
+def test_a_state_of_other_threads_or_precision_is_not_gone_on_with(project: Path, how: str) -> None:
     with StageRun("toy", SCHEMAS) as run:
         first = run.checkpoint_dir
-    (project / "params.yaml").write_text(PARAMS.replace("threads: 1", "precision: bfloat16"))
+    (project / "params.yaml").write_text(PARAMS.replace("threads: 1", how))
     with StageRun("toy", SCHEMAS) as run:
         assert run.checkpoint_dir != first
 
@@ -294,3 +295,19 @@ def test_the_commit_of_an_enclosing_repository_is_not_ours(
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path / "inner")
     assert git_commit() is None
+
+
+def test_an_interruption_while_outputs_move_into_place_waits(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = StageRun._publish
+
+    def interrupted_publish(run: StageRun) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        publish(run)
+
+    monkeypatch.setattr(StageRun, "_publish", interrupted_publish)
+    with pytest.raises(KeyboardInterrupt), StageRun("toy", SCHEMAS) as run:
+        write_outputs(run)
+    assert (project / "data/out/file.txt").read_text() == "done"
+    assert (project / "metrics/toy.json").exists()
