@@ -58,12 +58,15 @@ class AugmentPipe(nn.Module):
         """Augment a batch.
 
         Args:
-            images: [N, C, H, W], any H and W, values about −1..1.
+            images: [N, C, H, W], any H and W (at least 2 for specs with `filter`), values about −1..1.
             generator: source of randomness on the images' device; None = torch's global one.
             debug_percentile: put every parameter at this percentile of its distribution, at any p.
 
         Returns:
             [N, C, H, W], differentiable (twice) with respect to the images.
+
+        Raises:
+            StyleGAN2Error: the spec filters frequency bands, and the images have a side of 1 pixel.
         """
         return self.apply_parameters(images, self.sample(images, generator, debug_percentile))
 
@@ -98,6 +101,12 @@ class AugmentPipe(nn.Module):
 
     def _filter_bands(self, images: Tensor, gains: Tensor) -> Tensor:
         """Amplify and weaken the four frequency bands of the images whose gains [N, 4] are not all 1."""
+        height, width = images.shape[2:]
+        if min(height, width) < 2:
+            raise StyleGAN2Error(
+                f"images: got {height}×{width} pixels, expected sides of at least 2 to filter frequency "
+                "bands; use larger images or an augpipe without `filter`"
+            )
         touched = (gains != 1).any(dim=1)
         if not bool(touched.any()):
             return images
@@ -141,7 +150,7 @@ def _separable_filter(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _reflect(images: Tensor, border: int) -> Tensor:
-    """Pad by reflection, repeatedly where the border is longer than the image."""
+    """Pad by reflection, repeatedly where the border is longer than the image; sides of at least 2 pixels."""
     height, width = images.shape[2:]
     while border > 0:
         step = min(border, height - 1, width - 1)

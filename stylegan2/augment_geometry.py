@@ -79,15 +79,21 @@ def reflection_padding(matrices: Tensor, width: int, height: int, taps: int) -> 
     Returns:
         left, right, top, bottom in pixels, enough for every image of the batch.
     """
-    half = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=matrices.device)
-    signs = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], device=matrices.device)
-    corners = F.pad(signs * half, (0, 1), value=1.0)  # [4, 3]
-    seen = (matrices[:, :2] @ corners.T).transpose(1, 2).reshape(-1, 2)  # [N * 4, 2]
-    filter_reach = taps // 4 * 2
-    limit = torch.tensor([width - 1.0, height - 1.0], device=matrices.device)
-    before = torch.minimum((-seen.amin(dim=0) - half + filter_reach).clamp(min=0), limit).ceil()
-    after = torch.minimum((seen.amax(dim=0) - half + filter_reach).clamp(min=0), limit).ceil()
-    return int(before[0]), int(after[0]), int(before[1]), int(after[1])
+    # -------------------------------------------------------------------------------------------------------
+    # The outermost pixel centres of the image are ±e, e = ((W − 1)/2, (H − 1)/2), around its centre. Output
+    # frame and map x ↦ A x + t give corners A·(±e) + t, whose bounding box is t ± |A| e with |A| element by
+    # element: a sum of ±a·e is largest when all its terms are positive. What the box exceeds ±e by, plus the
+    # reach r of the filters, has to be filled: r + |A| e − e ± t.
+    # -------------------------------------------------------------------------------------------------------
+    linear, offset = matrices[:, :2, :2], matrices[:, :2, 2]  # [N, 2, 2], [N, 2]
+    side = torch.tensor([width - 1.0, height - 1.0], device=matrices.device)
+    extent = side / 2
+    box = linear.abs() @ extent  # [N, 2] half the size of the bounding box
+    farthest = torch.cat([box - offset, box + offset], dim=1).amax(dim=0)  # left, top, right, bottom
+    missing = farthest - extent.repeat(2) + 2 * _low_pass_reach(taps)
+    border = missing.clamp(min=0).minimum(side.repeat(2)).ceil()
+    left, top, right, bottom = (int(pixels) for pixels in border.tolist())
+    return left, right, top, bottom
 
 
 def normalised_sampling(
@@ -99,17 +105,24 @@ def normalised_sampling(
         theta [N, 2, 3], and height and width of the sampling grid: the doubled image with a border that the
         final low-pass eats.
     """
+    # -------------------------------------------------------------------------------------------------------
+    # Grid coordinates u in [−1, 1]² are positions q = (G/2) u in a grid of G = (width, height) samples, two
+    # to a pixel. The wavelet moves all content by s samples, so q looks at q + s there and comes back by s:
+    #     2 · (A (q + s)/2 + t) + d − s = A q + (A s + 2 t + d − s),
+    # where d is by how much the unequal borders move the image's centre off that of the padded image. With
+    # P the padded size in pixels, hence P samples from centre to edge, theta = [A (G/2) / P | (…) / P].
+    # -------------------------------------------------------------------------------------------------------
     left, right, top, bottom = padding
-    padded_width, padded_height = width + left + right, height + top + bottom
-    grid_width, grid_height = 2 * (width + taps // 4 * 2), 2 * (height + taps // 4 * 2)
-    into_padded = _constant_translation((left - right) / 2, (top - bottom) / 2, matrices)
-    shift = _constant_translation(-WAVELET_SHIFT, -WAVELET_SHIFT, matrices)
-    shift_back = _constant_translation(WAVELET_SHIFT, WAVELET_SHIFT, matrices)
-    doubled = _diagonal(2, 2, matrices) @ into_padded @ matrices @ _diagonal(0.5, 0.5, matrices)
-    doubled = shift @ doubled @ shift_back
-    to_pixels = _diagonal(grid_width / 2, grid_height / 2, matrices)
-    to_units = _diagonal(1 / padded_width, 1 / padded_height, matrices)
-    return (to_units @ doubled @ to_pixels)[:, :2], grid_height, grid_width
+    margin = 2 * _low_pass_reach(taps)
+    grid_width, grid_height = 2 * (width + margin), 2 * (height + margin)
+    half_grid = matrices.new_tensor([grid_width / 2, grid_height / 2])
+    padded = matrices.new_tensor([width + left + right, height + top + bottom])[:, None]  # [2, 1]
+    off_centre = matrices.new_tensor([left - right, top - bottom])
+    shift = matrices.new_tensor([WAVELET_SHIFT, WAVELET_SHIFT])
+    linear, offset = matrices[:, :2, :2], matrices[:, :2, 2]  # [N, 2, 2], [N, 2]
+    constant = linear @ shift - shift + 2 * offset + off_centre
+    theta = torch.cat([linear * half_grid, constant[:, :, None]], dim=2) / padded
+    return theta, grid_height, grid_width
 
 
 def _resample_all(images: Tensor, matrices: Tensor, wavelet: Tensor) -> Tensor:
@@ -121,7 +134,12 @@ def _resample_all(images: Tensor, matrices: Tensor, wavelet: Tensor) -> Tensor:
     size = [batch, channels, grid_height, grid_width]
     grid = F.affine_grid(theta.to(images.device, images.dtype), size, align_corners=False)
     moved = F.grid_sample(doubled, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return downsample2d(moved, wavelet, down=2, padding=-(taps // 4) * 2, flip_filter=True)
+    return downsample2d(moved, wavelet, down=2, padding=-2 * _low_pass_reach(taps), flip_filter=True)
+
+
+def _low_pass_reach(taps: int) -> int:
+    """How far the wavelet reaches to either side, in pixels: half its taps, of which two make a pixel."""
+    return taps // 4
 
 
 def _scaling(x: Tensor, y: Tensor) -> Tensor:
@@ -137,11 +155,3 @@ def _rotation(angle: Tensor) -> Tensor:
 def _translation(x: Tensor, y: Tensor) -> Tensor:
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     return torch.stack([one, zero, x, zero, one, y, zero, zero, one], dim=-1).reshape(-1, 3, 3)
-
-
-def _constant_translation(x: float, y: float, like: Tensor) -> Tensor:
-    return torch.tensor([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]], device=like.device)
-
-
-def _diagonal(x: float, y: float, like: Tensor) -> Tensor:
-    return torch.diag(torch.tensor([x, y, 1.0], device=like.device))

@@ -27,9 +27,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
         state: everything else, as JSON allows it; floats survive exactly.
     """
     header = {_HEADER_KEY: json.dumps({"format": FORMAT, **state})}
-    # Some buffers share memory between layers, which safetensors refuses: copy.
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_atomically(path, safetensors.torch.save(copies, metadata=header))
+    dense = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, safetensors.torch.save(dense, metadata=header))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -67,7 +66,7 @@ def restore_network(prefix: str, network: nn.Module, tensors: Mapping[str, Tenso
     check_and_load(network, _section(prefix, tensors), f"the checkpoint's {prefix}")
 
 
-def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(prefix: str, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
     """Name an optimiser's state `prefix/<parameter's index>/<name>`."""
     return {
         f"{prefix}/{index}/{name}": value
@@ -76,13 +75,40 @@ def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
     }
 
 
-def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` named."""
+def restore_optimizer(prefix: str, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` named, for an optimiser that had taken a step.
+
+    Raises:
+        StyleGAN2Error: naming every part of the state that is missing, unknown or of another shape.
+    """
+    found = _section(prefix, tensors)
+    expected = _adam_shapes(optimizer)
+    problems = [f"{key}: missing in the file" for key in expected.keys() - found.keys()]
+    problems += [f"{key}: unknown to the optimiser" for key in found.keys() - expected.keys()]
+    problems += [
+        f"{key}: got {list(found[key].shape)}, expected {list(shape)}"
+        for key, shape in expected.items()
+        if key in found and found[key].shape != shape
+    ]
+    if problems:
+        raise StyleGAN2Error(
+            f"the checkpoint's {prefix} does not fit the network:\n  - " + "\n  - ".join(sorted(problems))
+        )
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in _section(prefix, tensors).items():
+    for key, value in found.items():
         index, name = key.split("/")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _adam_shapes(optimizer: torch.optim.Adam) -> dict[str, torch.Size]:
+    """Give the shape of every `<parameter's index>/<name>` of the state after a step."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shapes: dict[str, torch.Size] = {}
+    for index, parameter in enumerate(parameters):
+        shapes[f"{index}/step"] = torch.Size([])
+        shapes[f"{index}/exp_avg"] = shapes[f"{index}/exp_avg_sq"] = parameter.shape
+    return shapes
 
 
 def _section(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

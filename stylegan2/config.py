@@ -124,7 +124,10 @@ class TrainingOptions(Section):
 
 @dataclass(frozen=True)
 class BaseConfiguration:
-    """One row of the table of base configurations (Karras et al. 2020, 2006.06676, appendix D).
+    """One row of the table of base configurations.
+
+    The numbers are the training settings published with Karras et al. 2020 (2006.06676), under their usual
+    names; a test compares the table with recorded settings of the reference.
 
     Attributes:
         kimg: thousands of images.
@@ -174,7 +177,9 @@ def base_configuration(cfg: Cfg, resolution: int, gpus: int = 1) -> BaseConfigur
     """
     if cfg != "auto":
         return FIXED_CONFIGURATIONS[cfg]
-    batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)  # keeps the memory per device bounded
+    # A device takes at most 4096 rows of pixels and 32 images, all together 64 images, none less than one.
+    share = min(32, 4096 // resolution)
+    batch = max(gpus, min(64, gpus * share))
     return BaseConfiguration(
         kimg=25000,
         batch=batch,

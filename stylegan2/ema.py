@@ -31,7 +31,10 @@ def update_average(average: nn.Module, network: nn.Module, beta: float) -> None:
         network: the network as it is now.
         beta: share of the old average that stays, 0..1.
     """
+    # -------------------------------------------------------------------------------------------------------
+    # β mean + (1 − β) now = mean + (1 − β)(now − mean): one step of length 1 − β, in place
+    # -------------------------------------------------------------------------------------------------------
     for mean, now in zip(average.parameters(), network.parameters(), strict=True):
-        mean.copy_(now.lerp(mean, beta))
+        mean.lerp_(now, 1 - beta)
     for kept, current in zip(average.buffers(), network.buffers(), strict=True):
         kept.copy_(current)

@@ -1,10 +1,12 @@
 """Turns Ctrl-C and SIGTERM into a wish that is granted at the next safe point."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 
 class Interruption:
@@ -18,18 +20,28 @@ class Interruption:
 
 
 @contextmanager
-def deferred_interruption() -> Iterator[Interruption]:
+def deferred_interruption(notice: str) -> Iterator[Interruption]:
     """Note SIGINT and SIGTERM instead of dying of them; a second one has its usual effect.
 
-    Outside the main thread, where Python allows no handlers, nothing is changed.
+    A signal that is ignored stays ignored, and a handler that is not Python's stays in charge. Outside the
+    main thread, where Python allows no handlers, nothing is changed.
+
+    Args:
+        notice: line for the standard error stream at the first signal: what happens now.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        if handler is not None and handler != signal.SIG_IGN:
+            previous[number] = handler
 
     def note(number: int, frame: FrameType | None) -> None:
+        if not interruption:
+            _announce(notice)
         interruption.requested = True
         signal.signal(number, previous[signal.Signals(number)])
 
@@ -40,3 +52,9 @@ def deferred_interruption() -> Iterator[Interruption]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _announce(notice: str) -> None:
+    """Write a line to standard error unbuffered: a signal may come while Python is writing there."""
+    with suppress(OSError):  # a closed terminal is no reason to lose the state
+        os.write(2, f"\n{notice}\n".encode())

@@ -1,7 +1,7 @@
 """The four objectives of StyleGAN2 training: main loss and lazy regularisation of either network."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -147,7 +147,9 @@ class StyleGAN2Loss:
         self.report("r1_penalty", penalty)
         loss = penalty * (self.r1_gamma / 2)
         self.report("loss_D_reg", loss)
-        _backward("R1 penalty", loss.mean() * gain)
+        # `real` requires a gradient, too; with the weights as the only inputs none is computed for it.
+        weights = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
+        _backward("R1 penalty", loss.mean() * gain, weights)
 
     def path_length_noise(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
         """Draw the standard normal y of the path-length penalty, shaped like the images."""
@@ -185,8 +187,13 @@ class StyleGAN2Loss:
         self.report(f"signs_{kind}", logits.detach().sign())
 
 
-def _backward(name: str, loss: Tensor) -> None:
+def _backward(name: str, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
     """Backpropagate a scalar.
+
+    Args:
+        name: of the loss, for the message.
+        loss: scalar.
+        inputs: the leaves that receive gradients; None = all that require one.
 
     Raises:
         StyleGAN2Error: when it is not finite.
@@ -195,4 +202,4 @@ def _backward(name: str, loss: Tensor) -> None:
         raise StyleGAN2Error(
             f"training diverged: {name} is {float(loss.detach())}; check the images, lower lr, or raise gamma"
         )
-    loss.backward()
+    loss.backward(inputs=inputs)

@@ -73,7 +73,8 @@ def train(
         seed: of everything random, ≥ 0.
         out_dir: receives generator.safetensors (moving average), discriminator.safetensors, config.json,
             history.csv and samples/ with grids of images.
-        checkpoint_dir: where to keep and look for the state of an unfinished training; None = nowhere.
+        checkpoint_dir: where to keep and look for the state of the training; None = nowhere. The last state
+            stays there: delete it when the result is safe.
         checkpoint_minutes: time between checkpoints. Ctrl-C and SIGTERM also write one.
         device: where to compute; None = the CPU.
         progress: show a progress bar.
@@ -201,19 +202,20 @@ class Trainer:
             unit_scale=True,
             disable=not progress,
         )
-        with bar, deferred_interruption() as interruption:
+        notice = f"interrupted: finishing this iteration, then {'saving' if self.checkpoint else 'stopping'}"
+        with bar, deferred_interruption(notice) as interruption:
             while self.images_seen < self.total_images:
                 self.train_iteration()
                 bar.update(self.options.batch)
                 if self._tick_is_over():
                     self._finish_tick()
                     bar.set_postfix_str(self._summary())
-                if interruption:
-                    self.save()
-                    raise KeyboardInterrupt(f"interrupted after {self.images_seen} images")
-                if time.monotonic() - saved_at > self.checkpoint_seconds:
+                finished = self.images_seen >= self.total_images  # exporting may be interrupted, too
+                if interruption or finished or time.monotonic() - saved_at > self.checkpoint_seconds:
                     self.save()
                     saved_at = time.monotonic()
+                if interruption:
+                    raise KeyboardInterrupt(f"interrupted after {self.images_seen} images")
 
     def train_iteration(self) -> None:
         """Show one batch: four phases, then the moving average, then the augmentation strength."""
@@ -317,9 +319,11 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the checkpoint, if there is a place for it."""
-        if self.checkpoint is None:
-            return
+        """Write the checkpoint, if there is a place for it.
+
+        Raises:
+            StyleGAN2Error: when a weight is not finite; the previous checkpoint stays.
+        """
         tensors = {
             **network_tensors("generator", self.generator),
             **network_tensors("discriminator", self.discriminator),
@@ -328,6 +332,9 @@ class Trainer:
             **optimizer_tensors("optimizer_d", self.optimizer_d),
             "pl_mean": self.loss.pl_mean,
         }
+        self._check_finite(tensors)
+        if self.checkpoint is None:
+            return
         state = {
             **self._identity(),
             "images_seen": self.images_seen,
@@ -337,6 +344,16 @@ class Trainer:
             "controller": None if self.controller is None else self.controller.state_dict(),
         }
         save_checkpoint(self.checkpoint, tensors, state)
+
+    def _check_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+        if not broken:
+            return
+        kept = f"; checkpoint {self.checkpoint} was not overwritten" if self.checkpoint else ""
+        raise StyleGAN2Error(
+            f"training diverged: after {self.images_seen} images {len(broken)} of {len(tensors)} tensors "
+            f"are not finite, {broken[0]} first{kept}; check the images, lower lr, or raise gamma"
+        )
 
     def restore(self) -> None:
         """Go back to the checkpoint; without one, stay at the start.

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.networks.layers import (
     DEFAULT_FILTER,
-    Conv2dLayer,
     FullyConnectedLayer,
     MappingNetwork,
+    ResampledConv2d,
     block_dtype,
     block_resolutions,
     channels_at,
@@ -22,19 +22,18 @@ from stylegan2.networks.layers import (
 )
 from stylegan2.ops.upfirdn2d import downsample2d, setup_filter
 
-_EPILOGUE_RESOLUTION = 4
+_HEAD_RESOLUTION = 4
 
 
 class DiscriminatorBlock(nn.Module):
-    """The layers of one resolution: image input, convolution, down-sampling convolution.
+    """One step down the pyramid: may read the image, refines at full size, and halves the resolution.
 
     Args:
         in_channels: Number of input channels; 0 for the first block, which starts from the image.
-        tmp_channels: Number of channels at the block's own resolution.
+        channels: Number of channels at the block's own resolution.
         out_channels: Number of output channels, at half the resolution.
-        resolution: Width and height of the input.
         img_channels: Number of image channels.
-        first_layer_idx: Number of layers in the blocks before this one.
+        layers_before: Number of layers in the blocks between the image and this one.
         architecture: ``orig``, ``skip`` or ``resnet`` (Karras et al. 2019, figure 7).
         activation: A key of ``ops.bias_act.ACTIVATIONS``.
         resample_filter: Taps of the low-pass filter.
@@ -46,15 +45,18 @@ class DiscriminatorBlock(nn.Module):
     """
 
     resample_filter: Tensor
+    fromrgb: ResampledConv2d
+    conv0: ResampledConv2d
+    conv1: ResampledConv2d
+    skip: ResampledConv2d
 
     def __init__(
         self,
         in_channels: int,
-        tmp_channels: int,
+        channels: int,
         out_channels: int,
-        resolution: int,
         img_channels: int,
-        first_layer_idx: int,
+        layers_before: int,
         architecture: str = "resnet",
         activation: str = "lrelu",
         resample_filter: Sequence[float] = DEFAULT_FILTER,
@@ -65,36 +67,29 @@ class DiscriminatorBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_architecture(architecture)
-        self.in_channels = in_channels
-        self.resolution = resolution
-        self.img_channels = img_channels
         self.architecture = architecture
         self.use_fp16 = use_fp16
         self.channels_last = use_fp16 and fp16_channels_last
-        self.num_layers = 0
         self.register_buffer("resample_filter", setup_filter(resample_filter))
-
-        def layer(in_features: int, out_features: int, kernel_size: int, **kwargs: Any) -> Conv2dLayer:
-            trainable = first_layer_idx + self.num_layers >= freeze_layers
-            self.num_layers += 1
-            return Conv2dLayer(
-                in_features,
-                out_features,
-                kernel_size,
-                channels_last=self.channels_last,
-                trainable=trainable,
-                **kwargs,
-            )
 
         active: dict[str, Any] = {"activation": activation, "conv_clamp": conv_clamp}
         halving: dict[str, Any] = {"down": 2, "resample_filter": resample_filter}
-        self.has_fromrgb = in_channels == 0 or architecture == "skip"
-        if self.has_fromrgb:
-            self.fromrgb = layer(img_channels, tmp_channels, 1, **active)
-        self.conv0 = layer(tmp_channels, tmp_channels, 3, **active)
-        self.conv1 = layer(tmp_channels, out_channels, 3, **active, **halving)
+        self.reads_image = in_channels == 0 or architecture == "skip"
+        # (name, inputs, outputs, kernel size, options), from the image inwards: the order of freezing.
+        plan: list[tuple[str, int, int, int, dict[str, Any]]] = [
+            ("conv0", channels, channels, 3, active),
+            ("conv1", channels, out_channels, 3, active | halving),
+        ]
+        if self.reads_image:
+            plan.insert(0, ("fromrgb", img_channels, channels, 1, active))
         if architecture == "resnet":
-            self.skip = layer(tmp_channels, out_channels, 1, bias=False, **halving)
+            plan.append(("skip", channels, out_channels, 1, halving | {"bias": False}))
+
+        self.num_layers = len(plan)
+        frozen = freeze_layers - layers_before  # the first so many layers of this block
+        for position, (name, inputs, outputs, kernel_size, options) in enumerate(plan):
+            layout: dict[str, Any] = {"channels_last": self.channels_last, "trainable": position >= frozen}
+            self.add_module(name, ResampledConv2d(inputs, outputs, kernel_size, **options, **layout))
 
     def forward(
         self, x: Tensor | None, img: Tensor | None, force_fp32: bool = False
@@ -117,7 +112,7 @@ class DiscriminatorBlock(nn.Module):
         )
         if x is not None:
             x = x.to(dtype=dtype, memory_format=memory_format)
-        if self.has_fromrgb:
+        if self.reads_image:
             assert img is not None
             img = img.to(dtype=dtype, memory_format=memory_format)
             features = self.fromrgb(img)
@@ -169,8 +164,8 @@ class MinibatchStdLayer(nn.Module):
         return torch.cat([x, y], dim=1)
 
 
-class DiscriminatorEpilogue(nn.Module):
-    """The last layers, from 4×4 feature maps to one logit per image.
+class DiscriminatorHead(nn.Module):
+    """Judges the smallest feature maps, 4×4, as a whole: one logit per image.
 
     Args:
         in_channels: Number of input channels.
@@ -201,9 +196,9 @@ class DiscriminatorEpilogue(nn.Module):
         self.cmap_dim = cmap_dim
         self.architecture = architecture
         if architecture == "skip":
-            self.fromrgb = Conv2dLayer(img_channels, in_channels, kernel_size=1, activation=activation)
+            self.fromrgb = ResampledConv2d(img_channels, in_channels, kernel_size=1, activation=activation)
         self.mbstd = MinibatchStdLayer(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels else None
-        self.conv = Conv2dLayer(
+        self.conv = ResampledConv2d(
             in_channels + mbstd_num_channels,
             in_channels,
             kernel_size=3,
@@ -245,7 +240,7 @@ class Discriminator(nn.Module):
         cmap_dim: Size of the embedded label; None takes the number of channels at 4×4.
         block_kwargs: Options of ``DiscriminatorBlock``, such as ``freeze_layers``.
         mapping_kwargs: Options of the ``MappingNetwork`` that embeds the labels.
-        epilogue_kwargs: Options of ``DiscriminatorEpilogue``, such as ``mbstd_group_size``.
+        epilogue_kwargs: Options of ``DiscriminatorHead``, such as ``mbstd_group_size``.
 
     Attributes:
         init_kwargs: The arguments above: ``Discriminator(**init_kwargs)`` builds the same network.
@@ -288,7 +283,7 @@ class Discriminator(nn.Module):
         }
         self.block_resolutions = block_resolutions(img_resolution, smallest=8)[::-1]
         self._add_blocks(block_kwargs or {})
-        in_channels = channels_at(_EPILOGUE_RESOLUTION, channel_base, channel_max)
+        in_channels = channels_at(_HEAD_RESOLUTION, channel_base, channel_max)
         cmap_dim = 0 if c_dim == 0 else in_channels if cmap_dim is None else cmap_dim
         if c_dim > 0:
             self.mapping = MappingNetwork(
@@ -296,9 +291,7 @@ class Discriminator(nn.Module):
             )
         epilogue_options: dict[str, Any] = {"architecture": architecture, "conv_clamp": conv_clamp}
         epilogue_options |= epilogue_kwargs or {}
-        self.b4 = DiscriminatorEpilogue(
-            in_channels, cmap_dim, _EPILOGUE_RESOLUTION, img_channels, **epilogue_options
-        )
+        self.b4 = DiscriminatorHead(in_channels, cmap_dim, _HEAD_RESOLUTION, img_channels, **epilogue_options)
 
     def _add_blocks(self, block_kwargs: Mapping[str, Any]) -> None:
         options = self.init_kwargs
@@ -317,9 +310,8 @@ class Discriminator(nn.Module):
                 in_channels,
                 channels_at(resolution, **width),
                 out_channels,
-                resolution=resolution,
                 img_channels=self.img_channels,
-                first_layer_idx=num_layers,
+                layers_before=num_layers,
                 **block_options,
             )
             self.add_module(f"b{resolution}", block)

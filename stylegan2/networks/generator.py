@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.networks.layers import (
     DEFAULT_FILTER,
-    Conv2dLayer,
     FullyConnectedLayer,
     MappingNetwork,
+    ResampledConv2d,
     block_dtype,
     block_resolutions,
     channels_at,
@@ -28,8 +28,8 @@ from stylegan2.ops.upfirdn2d import setup_filter, upsample2d
 NOISE_MODES = ("random", "const", "none")
 
 
-class SynthesisLayer(nn.Module):
-    """Style-modulated convolution, noise, bias and activation (Karras et al. 2019, figure 2d).
+class StyledConv2d(nn.Module):
+    """A convolution that w steers, followed by noise, bias and activation (Karras et al. 2019, figure 2d).
 
     Args:
         in_channels: Number of input channels.
@@ -115,8 +115,8 @@ class SynthesisLayer(nn.Module):
         return noise * self.noise_strength
 
 
-class ToRGBLayer(nn.Module):
-    """Style-modulated convolution to image channels, not demodulated (Karras et al. 2019, appendix B)."""
+class StyledImageOutput(nn.Module):
+    """Mixes feature maps into image channels; w steers it, nothing demodulates it."""
 
     def __init__(
         self,
@@ -146,34 +146,40 @@ class ToRGBLayer(nn.Module):
         return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
 
 
-class SynthesisBlock(nn.Module):
-    """The layers of one resolution: up-sampling convolution, convolution, and image output.
+class GeneratorBlock(nn.Module):
+    """One step of the pyramid: doubles the resolution, refines, and may add its share of the image.
+
+    Block ``index`` stands ``index`` doublings above the learned constant of block 0. Every block owns two
+    entries of ws: ``2·index`` steers its full-resolution convolution; ``2·index + 1`` steers its image layer
+    and the doubling convolution of the block that follows.
 
     Args:
-        in_channels: Number of input channels; 0 for the first block, which starts from a learned constant.
+        index: Position in the network, from 0.
+        in_channels: Number of input channels; block 0 has no input and ignores it.
         out_channels: Number of output channels.
         w_dim: Size of w.
         resolution: Width and height of the output.
         img_channels: Number of image channels.
-        is_last: Whether this is the block of the highest resolution.
+        final: Whether the image leaves the network here, so that an image layer is needed in any case.
         architecture: ``orig``, ``skip`` or ``resnet`` (Karras et al. 2019, figure 7).
         resample_filter: Taps of the low-pass filter.
         conv_clamp: Limits the output of every convolution to ± this; None does not.
         use_fp16: Compute in float16 on a GPU.
         fp16_channels_last: Keep float16 blocks in channels-last order.
-        **layer_kwargs: Passed on to ``SynthesisLayer``.
+        **layer_kwargs: Passed on to ``StyledConv2d``.
     """
 
     resample_filter: Tensor
 
     def __init__(
         self,
+        index: int,
         in_channels: int,
         out_channels: int,
         w_dim: int,
         resolution: int,
         img_channels: int,
-        is_last: bool,
+        final: bool,
         architecture: str = "skip",
         resample_filter: Sequence[float] = DEFAULT_FILTER,
         conv_clamp: float | None = None,
@@ -183,30 +189,27 @@ class SynthesisBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_architecture(architecture)
-        self.in_channels = in_channels
-        self.architecture = architecture
+        self.index = index
         self.use_fp16 = use_fp16
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", setup_filter(resample_filter))
 
         common: dict[str, Any] = {"conv_clamp": conv_clamp, "channels_last": self.channels_last}
         layer = {"w_dim": w_dim, "resolution": resolution, **common, **layer_kwargs}
-        if in_channels == 0:
+        if index == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
-            self.conv0 = SynthesisLayer(
+            self.conv0 = StyledConv2d(
                 in_channels, out_channels, up=2, resample_filter=resample_filter, **layer
             )
-        self.conv1 = SynthesisLayer(out_channels, out_channels, **layer)
-        self.num_conv = 1 if in_channels == 0 else 2
+        self.conv1 = StyledConv2d(out_channels, out_channels, **layer)
 
-        self.has_torgb = is_last or architecture == "skip"
-        self.num_torgb = int(self.has_torgb)
-        if self.has_torgb:
-            self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **common)
-        self.has_skip = in_channels != 0 and architecture == "resnet"
-        if self.has_skip:
-            self.skip = Conv2dLayer(
+        self.draws = final or architecture == "skip"
+        if self.draws:
+            self.torgb = StyledImageOutput(out_channels, img_channels, w_dim=w_dim, **common)
+        self.residual = index > 0 and architecture == "resnet"
+        if self.residual:
+            self.skip = ResampledConv2d(
                 in_channels,
                 out_channels,
                 kernel_size=1,
@@ -230,7 +233,7 @@ class SynthesisBlock(nn.Module):
         Args:
             x: Feature maps of the block before, ``[N, in_channels, R/2, R/2]``; None for the first.
             img: Image so far, ``[N, img_channels, R/2, R/2]``; None where there is none yet.
-            ws: ``[N, num_conv + num_torgb, w_dim]``.
+            ws: The ws of the whole network, ``[N, num_ws, w_dim]``.
             noise_mode: One of ``NOISE_MODES``.
             fused_modconv: See ``modulated_conv2d``. None: fused in evaluation in float32 on a GPU.
             force_fp32: Compute in float32 although the block was built for float16.
@@ -238,7 +241,6 @@ class SynthesisBlock(nn.Module):
         Returns:
             Feature maps ``[N, out_channels, R, R]``, and image ``[N, img_channels, R, R]`` or None.
         """
-        w_iter = iter(ws.unbind(dim=1))
         dtype = block_dtype(self.use_fp16 and not force_fp32, ws.device)
         memory_format = (
             torch.channels_last if self.channels_last and dtype == torch.float16 else torch.contiguous_format
@@ -249,26 +251,25 @@ class SynthesisBlock(nn.Module):
         options: dict[str, Any] = {"noise_mode": noise_mode, "fused_modconv": fused_modconv}
 
         if x is None:
-            x = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1)
-            x = self.conv1(x.contiguous(memory_format=memory_format), next(w_iter), **options)
-        elif self.has_skip:
-            x = x.to(dtype=dtype, memory_format=memory_format)
-            shortcut = self.skip(x, gain=math.sqrt(0.5))
-            x = self.conv0(x, next(w_iter), **options)
-            x = shortcut + self.conv1(x, next(w_iter), gain=math.sqrt(0.5), **options)
+            start = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1)
+            features = start.contiguous(memory_format=memory_format)
         else:
             x = x.to(dtype=dtype, memory_format=memory_format)
-            x = self.conv0(x, next(w_iter), **options)
-            x = self.conv1(x, next(w_iter), **options)
+            features = self.conv0(x, ws[:, 2 * self.index - 1], **options)
+
+        # The sum of two branches of equal variance keeps that variance when each is scaled by √½.
+        branch_gain = math.sqrt(0.5) if self.residual else 1.0
+        features = self.conv1(features, ws[:, 2 * self.index], gain=branch_gain, **options)
+        if self.residual:
+            features = features + self.skip(x, gain=branch_gain)
 
         if img is not None:
             img = upsample2d(img, self.resample_filter)
-        if self.has_torgb:
-            rgb = self.torgb(x, next(w_iter), fused_modconv=fused_modconv)
-            rgb = rgb.to(dtype=torch.float32, memory_format=torch.contiguous_format)
-            img = rgb if img is None else img + rgb
-        assert x is not None
-        return x, img
+        if self.draws:
+            share = self.torgb(features, ws[:, 2 * self.index + 1], fused_modconv=fused_modconv)
+            share = share.to(dtype=torch.float32, memory_format=torch.contiguous_format)
+            img = share if img is None else img + share
+        return features, img
 
 
 class SynthesisNetwork(nn.Module):
@@ -281,7 +282,7 @@ class SynthesisNetwork(nn.Module):
         channel_base: Feature maps at resolution R: ``channel_base / R``, at most ``channel_max``.
         channel_max: See ``channel_base``.
         num_fp16_res: Number of highest resolutions computed in float16 on a GPU.
-        **block_kwargs: Passed on to ``SynthesisBlock``.
+        **block_kwargs: Passed on to ``GeneratorBlock``.
     """
 
     def __init__(
@@ -303,24 +304,22 @@ class SynthesisNetwork(nn.Module):
         self.block_resolutions = block_resolutions(img_resolution, smallest=4)
         fp16_resolution = lowest_fp16_resolution(img_resolution, num_fp16_res)
 
-        self.num_ws = 0
-        in_channels = 0
-        for resolution in self.block_resolutions:
-            out_channels = channels_at(resolution, channel_base, channel_max)
-            block = SynthesisBlock(
-                in_channels,
-                out_channels,
+        self.num_ws = 2 * len(self.block_resolutions)  # two for each block
+
+        widths = [channels_at(resolution, channel_base, channel_max) for resolution in self.block_resolutions]
+        for index, resolution in enumerate(self.block_resolutions):
+            block = GeneratorBlock(
+                index,
+                in_channels=widths[max(index - 1, 0)],
+                out_channels=widths[index],
                 w_dim=w_dim,
                 resolution=resolution,
                 img_channels=img_channels,
-                is_last=resolution == img_resolution,
+                final=resolution == img_resolution,
                 use_fp16=num_fp16_res > 0 and resolution >= fp16_resolution,
                 **block_kwargs,
             )
             self.add_module(f"b{resolution}", block)
-            self.num_ws += block.num_conv
-            in_channels = out_channels
-        self.num_ws += block.num_torgb
 
     def forward(
         self,
@@ -351,14 +350,9 @@ class SynthesisNetwork(nn.Module):
         ws = ws.to(torch.float32)
         x: Tensor | None = None
         img: Tensor | None = None
-        first = 0
         for resolution in self.block_resolutions:
             block = self.get_submodule(f"b{resolution}")
-            assert isinstance(block, SynthesisBlock)
-            # A block's image layer shares its w with the first convolution of the next block.
-            block_ws = ws[:, first : first + block.num_conv + block.num_torgb]
-            x, img = block(x, img, block_ws, noise_mode, fused_modconv, force_fp32)
-            first += block.num_conv
+            x, img = block(x, img, ws, noise_mode, fused_modconv, force_fp32)
         assert img is not None
         return img
 

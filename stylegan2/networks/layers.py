@@ -21,9 +21,19 @@ ARCHITECTURES = ("orig", "skip", "resnet")
 DEFAULT_FILTER = (1, 3, 3, 1)
 
 
-def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """Scales vectors along ``dim`` to a mean square of 1 (Karras et al. 2018, 1710.10196, §4.2)."""
-    return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
+def unit_second_moment(vectors: Tensor, axis: int = -1, floor: float = 1e-8) -> Tensor:
+    """Rescales vectors so that their elements have a mean square of 1.
+
+    Args:
+        vectors: Any shape.
+        axis: The axis that the elements of one vector run along.
+        floor: Added to the mean square, so that the zero vector stays zero.
+    """
+    # ------------------------------------------------------------------
+    # Karras et al. 2018 (1710.10196), §4.2, equation of pixelwise normalisation: b = a / √(Σ_j a_j² / n + ε)
+    # ------------------------------------------------------------------
+    mean_square = vectors.square().mean(axis, keepdim=True)
+    return vectors * torch.rsqrt(mean_square + floor)
 
 
 def check_architecture(architecture: str) -> None:
@@ -80,7 +90,7 @@ def block_dtype(use_fp16: bool, device: torch.device) -> torch.dtype:
 
 
 class FullyConnectedLayer(nn.Module):
-    """Linear layer with equalised learning rate, bias and activation.
+    """Every output is an activated, biased sum over all inputs; weights at an equalised learning rate.
 
     Args:
         in_features: Number of inputs.
@@ -117,8 +127,8 @@ class FullyConnectedLayer(nn.Module):
         return bias_act(F.linear(x, weight), bias, act=self.activation)
 
 
-class Conv2dLayer(nn.Module):
-    """Convolution with equalised learning rate, resampling, bias and activation.
+class ResampledConv2d(nn.Module):
+    """A convolution that may double or halve the image as well; weights at an equalised learning rate.
 
     Args:
         in_channels: Number of input channels.
@@ -193,7 +203,7 @@ class Conv2dLayer(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """Maps latents and labels to intermediate latents w (Karras et al. 2018, arXiv 1812.04948, §2).
+    """The function f: Z → W, a perceptron that unwarps the latent (Karras et al. 2018, arXiv 1812.04948, §2).
 
     Args:
         z_dim: Size of the latent; 0 for a network of labels only, as in the discriminator.
@@ -278,7 +288,7 @@ class MappingNetwork(nn.Module):
 
         tracks_mean = self.num_ws is not None and self.w_avg_beta is not None
         if self.training and tracks_mean and not skip_w_avg_update:
-            self._update_w_avg(w.detach())
+            self._track_mean(w.detach())
         if self.num_ws is not None:
             w = w[:, None].expand(-1, self.num_ws, -1)  # [N, num_ws, w_dim]
         if truncation_psi != 1:
@@ -294,17 +304,18 @@ class MappingNetwork(nn.Module):
         if self.z_dim > 0:
             if z is None or z.ndim != 2 or z.shape[1] != self.z_dim:
                 raise StyleGAN2Error(f"z: got {_shape(z)}, expected [N, {self.z_dim}]")
-            parts.append(normalize_2nd_moment(z.to(torch.float32)))
+            parts.append(unit_second_moment(z.to(torch.float32)))
         if self.c_dim > 0:
             if c is None or c.ndim != 2 or c.shape[1] != self.c_dim:
                 raise StyleGAN2Error(f"c: got {_shape(c)}, expected labels [N, {self.c_dim}]")
-            parts.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
+            parts.append(unit_second_moment(self.embed(c.to(torch.float32))))
         return torch.cat(parts, dim=1)
 
     @torch.no_grad()
-    def _update_w_avg(self, w: Tensor) -> None:
+    def _track_mean(self, w: Tensor) -> None:
+        """Moves the running mean a step of 1 − β towards the mean of this batch [N, w_dim]."""
         assert self.w_avg_beta is not None
-        self.w_avg.copy_(w.mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
+        self.w_avg.lerp_(w.mean(dim=0), 1 - self.w_avg_beta)
 
     def _truncate(self, w: Tensor, psi: float, cutoff: int | None) -> Tensor:
         # ------------------------------------------------------------------

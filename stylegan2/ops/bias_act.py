@@ -17,8 +17,7 @@ class Activation:
 
     Attributes:
         function: Maps (input, alpha) to the output, element by element.
-        gain: Default factor on the output; √2 keeps the variance of a unit normal input through functions
-            that lose about half of it (He et al. 2015).
+        gain: Default factor on the output.
         alpha: Default slope or scale, used by ``lrelu`` only.
     """
 
@@ -27,16 +26,33 @@ class Activation:
     alpha: float = 0.0
 
 
+def _without_alpha(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    def ignore_alpha(x: Tensor, alpha: float) -> Tensor:
+        return function(x)
+
+    return ignore_alpha
+
+
+# ----------------------------------------------------------------------------------------------------------
+# He et al. 2015 (1502.01852), §2.2: ReLU halves the mean square of a symmetric input, and gain √2 makes up
+# for it; so it roughly does for the functions close to ReLU.
+# ----------------------------------------------------------------------------------------------------------
+_RECTIFIER_GAIN = math.sqrt(2)
+
+_UNSCALED: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "elu": F.elu,
+    "selu": F.selu,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+}
+_RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "swish": F.silu}
+
 ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda x, alpha: x),
-    "relu": Activation(lambda x, alpha: F.relu(x), gain=math.sqrt(2)),
-    "lrelu": Activation(F.leaky_relu, gain=math.sqrt(2), alpha=0.2),
-    "tanh": Activation(lambda x, alpha: torch.tanh(x)),
-    "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x)),
-    "elu": Activation(lambda x, alpha: F.elu(x)),
-    "selu": Activation(lambda x, alpha: F.selu(x)),
-    "softplus": Activation(lambda x, alpha: F.softplus(x)),
-    "swish": Activation(lambda x, alpha: torch.sigmoid(x) * x, gain=math.sqrt(2)),
+    **{name: Activation(_without_alpha(function)) for name, function in _UNSCALED.items()},
+    **{name: Activation(_without_alpha(function), _RECTIFIER_GAIN) for name, function in _RECTIFIERS.items()},
+    "lrelu": Activation(F.leaky_relu, _RECTIFIER_GAIN, alpha=0.2),
 }
 
 

@@ -1,11 +1,17 @@
-"""Pad, up-sample, filter and down-sample images with FIR filters.
+"""Change of sampling rate by rational factors, with a low-pass filter: polyphase resampling of images.
 
-The gradient of this operation is the same operation with the roles of ``up`` and ``down`` exchanged and the
-filter turned around, so one autograd function that calls itself in its backward pass gives derivatives of any
-order. Left to autograd, the second derivative of a depth-wise convolution costs one small convolution per
-channel.
+Along one axis, an input x, a filter h, an interpolation factor U, a decimation factor D and an offset p (how
+far the first output reaches left of the first input) give
+
+    y[m] = Σ_n x[n] · h[m·D − p − n·U + (T − 1)]        for a filter of T taps
+
+(Crochiere & Rabiner 1983, Multirate Digital Signal Processing, chapter 2: here finite, and zero outside x).
+The sum is linear in x, and its transpose is again such a sum: U and D trade places and h is reversed. So one
+autograd function that calls itself in its backward pass gives derivatives of any order. Left to autograd, the
+second derivative of a depth-wise convolution costs one small convolution per channel.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +46,7 @@ def setup_filter(
         taps: A number, a list (1-D), a table (2-D), or None for the identity.
         normalize: Scale the taps to sum 1, so that a constant image keeps its value.
         flip_filter: Reverse the order of the taps along every axis.
-        gain: Factor that the filter multiplies an image by; shared between the two passes of a 1-D filter.
+        gain: What a constant image comes out multiplied by, beyond the sum of the taps; at least 0.
         separable: Keep a 1-D filter 1-D, to be applied along x and then along y. None: from 8 taps on. A
             filter that is not kept is expanded to 2-D.
 
@@ -48,14 +54,16 @@ def setup_filter(
         float32 tensor, ``[taps]`` if separable, else ``[height, width]``.
 
     Raises:
-        StyleGAN2Error: No taps, more than two dimensions, a 2-D filter asked to be separable, or taps that
-            sum to 0 with ``normalize``.
+        StyleGAN2Error: No taps, more than two dimensions, a 2-D filter asked to be separable, taps that sum
+            to 0 with ``normalize``, or a negative gain.
     """
     f = torch.as_tensor(1.0 if taps is None else taps, dtype=torch.float32)
     if f.ndim > 2 or f.numel() == 0:
         raise StyleGAN2Error(f"taps: got shape {tuple(f.shape)}, expected a number, a list or a 2-D table")
     if separable and f.ndim == 2:
         raise StyleGAN2Error(f"separable: taps of shape {tuple(f.shape)} are 2-D, expected 1-D taps")
+    if gain < 0:
+        raise StyleGAN2Error(f"gain: got {gain}, expected a number ≥ 0; negate the taps instead")
     if separable is None:
         separable = f.ndim == 1 and f.numel() >= _SEPARABLE_FROM_TAPS
     if f.ndim == 0:
@@ -69,7 +77,8 @@ def setup_filter(
         f = f / total
     if flip_filter:
         f = f.flip(list(range(f.ndim)))
-    return f * gain ** (f.ndim / 2)
+    # 1-D taps filter an image twice, along x and along y: two factors √gain make one gain.
+    return f * (math.sqrt(gain) if separable else gain)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -86,11 +95,12 @@ def upfirdn2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Up-samples by zero insertion, pads, filters and down-samples each channel of a batch of images.
+    """Resamples each channel of a batch of images by ``up / down`` along both axes.
 
-    In this order: every pixel is followed by ``up − 1`` zeros; zeros are added around the image (negative
-    padding crops it); the image is convolved with ``gain · f`` without further padding; every ``down``-th
-    pixel is kept, from the first on.
+    The module's formula, with ``h = gain · f``, U = ``up``, D = ``down`` and p = ``padding`` on the left or
+    at the top. The padding on the other side decides where the result ends, and pixels outside ``x`` count
+    as 0. Negative padding starts or ends the result inside the image and leaves what lies beyond out of the
+    sum.
 
     Args:
         x: Images, ``[N, C, H, W]``, floating point.
@@ -98,8 +108,9 @@ def upfirdn2d(
             identity. It is a constant: no gradient flows to it.
         up: Up-sampling factor, int or (x, y).
         down: Down-sampling factor, int or (x, y).
-        padding: Padding of the up-sampled image in pixels: int, (x, y) or (left, right, top, bottom).
-        flip_filter: False: true convolution. True: correlation.
+        padding: Offsets p, in pixels of the ``up`` times finer grid: int, (x, y) or (left, right, top,
+            bottom).
+        flip_filter: True: take ``f`` as already reversed, which makes the sum a correlation with ``f``.
         gain: Factor on the result.
 
     Returns:
@@ -121,7 +132,7 @@ def upfirdn2d(
         raise StyleGAN2Error(f"padding: {padding!r} crops away the whole of x, of shape {tuple(x.shape)}")
 
     # ------------------------------------------------------------------
-    # y[k] = Σ_i xu[k·down + i − pad] · g[i], with xu the zero-stuffed image and g the correlation kernel
+    # y[m] = Σ_n x[n] · g[n·U + p − m·D], the module's formula with g[i] = h[T − 1 − i], the reversed filter
     # ------------------------------------------------------------------
     f = torch.ones([1, 1], device=x.device) if f is None else f.to(x.device)
     g = f if flip_filter else f.flip(list(range(f.ndim)))

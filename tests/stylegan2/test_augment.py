@@ -40,6 +40,20 @@ def test_full_strength_changes_every_spec_and_keeps_the_shape(spec: str, shape: 
     assert not torch.equal(out, x)
 
 
+@pytest.mark.parametrize("p", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 8), (2, 1, 8, 1)])
+def test_band_filters_refuse_a_side_of_one_pixel(shape: tuple[int, ...], p: float) -> None:
+    with pytest.raises(StyleGAN2Error, match=f"got {shape[2]}×{shape[3]} pixels"):
+        pipe("filter", p)(images(*shape))
+
+
+def test_band_filters_take_a_side_of_two_pixels() -> None:
+    x = images(2, 1, 2, 2)
+    out = pipe("filter", 1.0)(x, torch.Generator().manual_seed(1))
+    assert out.shape == x.shape
+    assert bool(torch.isfinite(out).all())
+
+
 def test_a_generator_decides_everything() -> None:
     x = images(4, 3, 16, 16)
     augment = pipe("bgcfnc", 0.8)

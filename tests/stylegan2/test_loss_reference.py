@@ -1,18 +1,20 @@
-"""The objectives, and six whole iterations, against the reference numbers."""
+"""The objectives, and six whole iterations of the trainer, against the reference numbers."""
 
-import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from stylegan2.ema import ema_beta, update_average
+from stylegan2.config import TrainingOptions, resolve
 from stylegan2.loss import StyleGAN2Loss
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
-from stylegan2.optimisation import lazy_adam, step_with_gradients, trainable
+from stylegan2.optimisation import trainable
+from stylegan2.training import Trainer
 
 pytestmark = pytest.mark.shared
 
@@ -105,45 +107,86 @@ def test_phase(
         assert_close_to_reference(found[name], value, stylegan2_reference.tolerance(FILE), f"{phase} {name}")
 
 
-def test_six_iterations(stylegan2_reference: Any, assert_close_to_reference: Callable[..., None]) -> None:
+OPTIONS = TrainingOptions(
+    resolution=32,
+    kimg=0.048,
+    batch=8,
+    fmaps=1024 / 32768,
+    channel_max=64,
+    z_dim=64,
+    w_dim=64,
+    mapping_layers=2,
+    lr=0.0025,
+    gamma=0.9,
+    ema_kimg=1,
+    ema_rampup=0.05,
+    mbstd_group=4,
+    aug="noaug",
+    style_mixing_prob=0,
+    g_reg_interval=4,
+    d_reg_interval=16,
+    pl_weight=2,
+    pl_batch_shrink=2,
+    pl_decay=0.01,
+)
+
+
+@pytest.fixture
+def trainer(stylegan2_reference: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """A real trainer with the trace's weights, images, latents and noise."""
+    tensors = stylegan2_reference.tensors("train_trace")
+    trainer = Trainer(
+        np.zeros((8, 32, 32, 3), np.uint8),
+        resolve(OPTIONS),
+        seed=0,
+        device=torch.device("cpu"),
+        samples_dir=tmp_path,
+    )
+    for network, name in (
+        (trainer.generator, "generator_skip_res32"),
+        (trainer.average, "generator_skip_res32"),
+        (trainer.discriminator, "discriminator_resnet_res32"),
+    ):
+        network.load_state_dict(stylegan2_reference.state(name))
+    latents = iter(
+        [
+            tensors["z"][iteration, phase]
+            for iteration in range(6)
+            for phase in (0, 1, 2)  # Gmain, Greg, Dmain
+            if phase != 1 or iteration % 4 == 0
+        ]
+    )
+    noises = iter([tensors["pl_noise_raw_0"], tensors["pl_noise_raw_1"]])
+    monkeypatch.setattr(trainer, "_latents", lambda rng: next(latents))
+    monkeypatch.setattr(trainer.stream, "batch", lambda first, count: tensors["real_img"])
+    monkeypatch.setattr(trainer.loss, "path_length_noise", lambda images, rng: next(noises))
+    monkeypatch.setattr(trainer.loss, "noise_mode", "const")
+    return trainer
+
+
+def test_six_iterations(
+    trainer: Trainer,
+    stylegan2_reference: Any,
+    assert_close_to_reference: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     file = "train_trace"
     tensors = stylegan2_reference.tensors(file)
-    z, real = tensors["z"], tensors["real_img"]
-    generator = build(stylegan2_reference, "generator_skip_res32", Generator)
-    discriminator = build(stylegan2_reference, "discriminator_resnet_res32", Discriminator)
-    average = copy.deepcopy(generator).eval()
-    loss = RecordingLoss(
-        generator,
-        discriminator,
-        r1_gamma=0.9,
-        style_mixing_prob=0.0,
-        noises=iter([tensors[f"pl_noise_raw_{index}"] for index in range(2)]),
+    trace: dict[str, list[Tensor]] = {}
+    monkeypatch.setattr(
+        trainer.loss,
+        "report",
+        lambda name, values: trace.setdefault(REPORTED[name], []).append(values.detach().mean()),
     )
-    optimizer_g, optimizer_d = lazy_adam(generator, 0.0025, 4), lazy_adam(discriminator, 0.0025, 16)
     pl_means = []
-    for iteration in range(6):
-        with trainable(generator, discriminator):
-            loss.accumulate_gmain(z[iteration, 0])
-            step_with_gradients(optimizer_g)
-            if iteration % 4 == 0:
-                loss.accumulate_greg(z[iteration, 1], gain=4)
-                step_with_gradients(optimizer_g)
-        with trainable(discriminator, generator):
-            loss.accumulate_dmain(real, z[iteration, 2])
-            step_with_gradients(optimizer_d)
-            if iteration % 16 == 0:
-                loss.accumulate_dreg(real, gain=16)
-                step_with_gradients(optimizer_d)
-        update_average(average, generator, ema_beta(8 * iteration, 8, ema_kimg=1, rampup=0.05))
-        pl_means.append(loss.pl_mean)
-    found = {
-        f"trace.{name}": torch.stack([value.mean() for value in values])
-        for name, values in loss.reports.items()
-    }
+    for _ in range(6):
+        trainer.train_iteration()
+        pl_means.append(trainer.loss.pl_mean)
+    found = {f"trace.{name}": torch.stack(means) for name, means in trace.items()}
     found["pl_mean"] = torch.stack(pl_means)
     with torch.no_grad():
-        ws = average.get_submodule("mapping")(z[0, 0][:2], None)
-        found["img_G_ema"] = average.get_submodule("synthesis")(ws, noise_mode="const")
-        found["logits_real"] = discriminator(real, None)
+        ws = trainer.average.mapping(tensors["z"][0, 0][:2], None)
+        found["img_G_ema"] = trainer.average.synthesis(ws, noise_mode="const")
+        found["logits_real"] = trainer.discriminator(tensors["real_img"], None)
     for name, value in stylegan2_reference.outputs(file, "six_iterations").items():
         assert_close_to_reference(found[name], value, stylegan2_reference.tolerance(file), name)

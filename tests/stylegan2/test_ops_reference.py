@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stylegan2.networks.discriminator import MinibatchStdLayer
-from stylegan2.networks.layers import normalize_2nd_moment
+from stylegan2.networks.layers import unit_second_moment
 from stylegan2.ops import upfirdn2d as firs
 from stylegan2.ops.bias_act import ACTIVATIONS, bias_act
 from stylegan2.ops.conv2d_resample import conv2d_resample
@@ -121,7 +121,7 @@ def test_normalisation_and_minibatch_std(file, case, stylegan2_reference, assert
     args = case["args"]
     (x,) = leaves(inputs, "x")
     if args["op"] == "normalize_2nd_moment":
-        y = normalize_2nd_moment(x, dim=args["dim"], eps=args["eps"])
+        y = unit_second_moment(x, axis=args["dim"], floor=args["eps"])
     else:
         y = MinibatchStdLayer(args["group_size"], args["num_channels"])(x)
     (gx,) = torch.autograd.grad((y * inputs["gy"]).sum(), x)

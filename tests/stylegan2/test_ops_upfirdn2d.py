@@ -121,6 +121,7 @@ def test_bad_arguments(options, message):
         ({"taps": torch.ones(1, 2, 3)}, "taps: got"),
         ({"taps": [[1, 2]], "separable": True}, "separable"),
         ({"taps": [1, -1]}, "sum to 0"),
+        ({"taps": [1, 2, 1], "gain": -1}, "gain: got -1"),
     ],
 )
 def test_bad_taps(options, message):

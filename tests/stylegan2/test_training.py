@@ -10,26 +10,29 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from stylegan2.config import TrainingOptions
+from stylegan2 import training
+from stylegan2.config import TrainingOptions, resolve
 from stylegan2.data import ImageStream
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.history import COLUMNS
 from stylegan2.images import to_uint8
+from stylegan2.interruption import deferred_interruption
 from stylegan2.loss import StyleGAN2Loss
 from stylegan2.sampling import load_generator, sample_images
 from stylegan2.training import CHECKPOINT, Trainer, train
 
 SMALL: dict[str, Any] = {
     "resolution": 16,
-    "kimg": 0.032,
+    "kimg": 0.02,
     "batch": 4,
     "fmaps": 0.004,
     "channel_max": 8,
     "z_dim": 8,
     "w_dim": 8,
     "mapping_layers": 1,
-    "kimg_per_tick": 0.012,
+    "kimg_per_tick": 0.008,
     "snapshot_ticks": 1,
     "grid_size": 2,
     "ada_kimg": 0.1,
@@ -52,6 +55,17 @@ def run(out: Path, images: NDArray[np.uint8] | None = None, **kwargs: Any) -> Pa
     images = pictures() if images is None else images
     train(images, TrainingOptions(**options), out_dir=out, progress=False, **arguments)
     return out
+
+
+def small_trainer(folder: Path, checkpoint: Path | None = None, **changes: Any) -> Trainer:
+    return Trainer(
+        pictures(),
+        resolve(TrainingOptions(**{**SMALL, **changes})),
+        seed=1,
+        device=torch.device("cpu"),
+        samples_dir=folder / "samples",
+        checkpoint=checkpoint,
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -86,18 +100,18 @@ def test_files_of_a_finished_training(finished: Path) -> None:
         "generator.safetensors",
         "history.csv",
         "samples/generated_000000000.png",
-        "samples/generated_000000012.png",
-        "samples/generated_000000024.png",
-        "samples/generated_000000032.png",
+        "samples/generated_000000008.png",
+        "samples/generated_000000016.png",
+        "samples/generated_000000020.png",
         "samples/real.png",
     }
     with (finished / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
-    assert [row["kimg"] for row in rows] == ["0.012", "0.024", "0.032"]
+    assert [row["kimg"] for row in rows] == ["0.008", "0.016", "0.02"]
     assert all(row["loss_G"] and row["loss_D"] and row["r_t"] for row in rows)
     config = json.loads((finished / "config.json").read_text())
-    assert (config["images_seen"], config["seed"], config["options"]["batch"]) == (32, 1, 4)
+    assert (config["images_seen"], config["seed"], config["options"]["batch"]) == (20, 1, 4)
 
 
 def test_the_result_can_be_sampled(finished: Path) -> None:
@@ -109,12 +123,12 @@ def test_the_result_can_be_sampled(finished: Path) -> None:
 def test_equal_seeds_give_equal_files_and_others_do_not(finished: Path, tmp_path: Path) -> None:
     torch.manual_seed(1234)  # what went before must not matter
     assert contents(run(tmp_path / "same")) == contents(finished)
-    other = contents(run(tmp_path / "other", seed=2))
-    assert other["generator.safetensors"] != contents(finished)["generator.safetensors"]
+    other = contents(run(tmp_path / "other", seed=2, kimg=0.004))
+    for name in ("samples/real.png", "samples/generated_000000000.png"):
+        assert other[name] != contents(finished)[name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("iterations", [1, 5])
+@pytest.mark.parametrize(("number", "iterations"), [(signal.SIGINT, 1), (signal.SIGTERM, 4)])
 def test_interrupted_and_resumed_equals_uninterrupted(
     number: signal.Signals,
     iterations: int,
@@ -136,6 +150,66 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 def test_a_checkpoint_after_every_iteration_changes_nothing(finished: Path, tmp_path: Path) -> None:
     out = run(tmp_path / "out", checkpoint_dir=tmp_path / "private", checkpoint_minutes=0.0)
     assert contents(out) == contents(finished)
+
+
+def test_an_interruption_while_exporting_loses_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, out = tmp_path / "private", tmp_path / "out"
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def unexpected(self: Trainer) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "export", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, checkpoint_dir=private)
+    monkeypatch.setattr(Trainer, "train_iteration", unexpected)
+    run(out, checkpoint_dir=private)
+    assert contents(out) == contents(finished)
+
+
+@pytest.mark.parametrize("ignored", [signal.SIG_IGN, None])
+def test_a_signal_that_is_ignored_or_handled_elsewhere_is_left_alone(
+    ignored: signal.Handlers | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = signal.getsignal
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: ignored if number == signal.SIGTERM else original(number)
+    )
+    before = original(signal.SIGINT), original(signal.SIGTERM)
+    with deferred_interruption("") as interruption:
+        assert original(signal.SIGTERM) is before[1]
+        assert original(signal.SIGINT) is not before[0]
+    assert (original(signal.SIGINT), original(signal.SIGTERM)) == before
+    assert not interruption
+
+
+def test_the_first_signal_is_acknowledged_and_the_second_has_its_usual_effect(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with deferred_interruption("finishing") as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err.split() == ["finishing"]
+
+
+def test_a_checkpoint_is_not_overwritten_with_weights_that_are_not_finite(tmp_path: Path) -> None:
+    trainer = small_trainer(tmp_path, checkpoint=tmp_path / CHECKPOINT)
+    trainer.train_iteration()
+    trainer.save()
+    good = (tmp_path / CHECKPOINT).read_bytes()
+    trainer.train_iteration()
+    with torch.no_grad():
+        next(trainer.average.parameters())[0] = float("inf")
+    with pytest.raises(StyleGAN2Error, match=rf"after 8 images 1 of .* average/.*{CHECKPOINT} was not over"):
+        trainer.save()
+    assert (tmp_path / CHECKPOINT).read_bytes() == good
 
 
 def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
@@ -165,8 +239,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_adaptive_strength_moves_and_fixed_stays(finished: Path, tmp_path: Path) -> None:
-    assert json.loads((finished / "config.json").read_text())["p"] != 0.5
-    fixed = run(tmp_path, aug="fixed", p=0.25)
+    with (finished / "history.csv").open(newline="") as file:
+        history = [float(row["p"]) for row in csv.DictReader(file)]
+    steps = np.diff([0.5, *history]) / (4 * 2 / 100)  # batch · ada_interval / (1000 · ada_kimg)
+    assert np.abs(steps) == pytest.approx([1, 1, 0], abs=1e-4)  # after iterations 2, 4 and 5
+    assert json.loads((finished / "config.json").read_text())["p"] == pytest.approx(history[-1])
+    fixed = run(tmp_path, aug="fixed", p=0.25, kimg=0.008)
     assert json.loads((fixed / "config.json").read_text())["p"] == 0.25
 
 
@@ -184,12 +262,198 @@ def test_grey_scale(tmp_path: Path) -> None:
 def test_fine_tuning_starts_from_the_given_weights(finished: Path, tmp_path: Path) -> None:
     tuned = run(tmp_path, init=str(finished), kimg=0.004)
     first = (tuned / "samples" / "generated_000000000.png").read_bytes()
-    assert first == (finished / "samples" / "generated_000000032.png").read_bytes()
+    assert first == (finished / "samples" / "generated_000000020.png").read_bytes()
 
 
 def test_fine_tuning_other_networks_names_the_fields(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(StyleGAN2Error, match=r"generator\.w_dim: .* has 8, the options ask for 4"):
         run(tmp_path, init=str(finished), w_dim=4)
+
+
+PHASES = ("accumulate_gmain", "accumulate_greg", "accumulate_dmain", "accumulate_dreg")
+
+
+def test_course_of_the_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = small_trainer(tmp_path, g_reg_interval=2, d_reg_interval=3)
+    course: list[Any] = []
+
+    def spy(phase: str) -> Any:
+        def accumulate(*_: Any, gain: float | None = None, **__: Any) -> None:
+            trained = [
+                name
+                for name, network in (("G", trainer.generator), ("D", trainer.discriminator))
+                if all(parameter.requires_grad for parameter in network.parameters())
+            ]
+            course.append((phase.removeprefix("accumulate_"), gain, *trained))
+
+        return accumulate
+
+    for phase in PHASES:
+        monkeypatch.setattr(trainer.loss, phase, spy(phase))
+    steps = {id(trainer.optimizer_g): "step G", id(trainer.optimizer_d): "step D"}
+    monkeypatch.setattr(
+        training, "step_with_gradients", lambda optimizer: course.append(steps[id(optimizer)])
+    )
+    monkeypatch.setattr(training, "update_average", lambda *_: course.append("average"))
+    gmain, greg = [("gmain", None, "G"), "step G"], [("greg", 2, "G"), "step G"]
+    dmain, dreg = [("dmain", None, "D"), "step D"], [("dreg", 3, "D"), "step D"]
+    for expected in (
+        [*gmain, *greg, *dmain, *dreg],
+        [*gmain, *dmain],
+        [*gmain, *greg, *dmain],
+        [*gmain, *dmain, *dreg],
+        [*gmain, *greg, *dmain],
+        [*gmain, *dmain],
+        [*gmain, *greg, *dmain, *dreg],
+    ):
+        trainer.train_iteration()
+        assert course == [*expected, "average"]
+        course.clear()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"g_reg_interval": None, "d_reg_interval": None}, {"pl_weight": 0.0, "gamma": 0.0}]
+)
+def test_no_regularisation_without_interval_or_weight(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = small_trainer(tmp_path, **changes)
+    course: list[str] = []
+    for phase in PHASES:
+        monkeypatch.setattr(trainer.loss, phase, lambda *_, phase=phase, **__: course.append(phase))
+    trainer.train_iteration()
+    assert course == ["accumulate_gmain", "accumulate_dmain"]
+
+
+@pytest.mark.parametrize(
+    ("intervals", "shares"), [((4, 16), (4 / 5, 16 / 17)), ((2, 3), (2 / 3, 3 / 4)), ((None, None), (1, 1))]
+)
+def test_the_optimisers_are_corrected_for_lazy_regularisation(
+    intervals: tuple[int | None, int | None], shares: tuple[float, float], tmp_path: Path
+) -> None:
+    trainer = small_trainer(tmp_path, lr=0.01, g_reg_interval=intervals[0], d_reg_interval=intervals[1])
+    networks = trainer.generator, trainer.discriminator
+    optimizers = trainer.optimizer_g, trainer.optimizer_d
+    for network, optimizer, share in zip(networks, optimizers, shares, strict=True):
+        (group,) = optimizer.param_groups
+        assert list(map(id, group["params"])) == list(map(id, network.parameters()))
+        assert group["lr"] == pytest.approx(0.01 * share)
+        assert group["betas"] == pytest.approx((0.0, 0.99**share))
+        assert group["eps"] == 1e-8
+
+
+def test_share_of_the_old_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = small_trainer(tmp_path, ema_kimg=0.01, ema_rampup=0.5)
+    found: list[float] = []
+
+    def spy(average: torch.nn.Module, network: torch.nn.Module, beta: float) -> None:
+        assert average is trainer.average
+        assert network is trainer.generator
+        found.append(beta)
+
+    monkeypatch.setattr(training, "update_average", spy)
+    for phase in PHASES:
+        monkeypatch.setattr(trainer.loss, phase, lambda *_, **__: None)
+    for _ in range(7):
+        trainer.train_iteration()
+    half_lives = [2, 4, 6, 8, 10, 10]  # images: half of those seen before the batch, at most 10
+    assert found == pytest.approx([0.0, *(0.5 ** (4 / half_life) for half_life in half_lives)])
+
+
+class AugmentSpy:
+    """Stands for the pipe; keeps what it is given and what it gives."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+        self.given: list[Tensor] = []
+
+    def __call__(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
+        assert rng is not None
+        self.seen.append(images)
+        self.given.append(images * 0.5)
+        return self.given[-1]
+
+
+def test_what_is_augmented_and_judged_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = small_trainer(tmp_path, d_reg_interval=16)
+    assert trainer.loss.augment is trainer.augment  # the one whose p is adjusted
+    spy = AugmentSpy()
+    generated: list[Tensor] = []
+    judged: list[Tensor] = []
+    logits: list[Tensor] = []
+    reported: list[Tensor] = []
+    monkeypatch.setattr(trainer.loss, "augment", spy)
+    monkeypatch.setattr(trainer.controller, "report", reported.append)
+    trainer.generator.synthesis.register_forward_hook(lambda _, __, images: generated.append(images))
+    trainer.discriminator.register_forward_hook(lambda _, inputs, __: judged.append(inputs[0]))
+    trainer.discriminator.register_forward_hook(lambda _, __, output: logits.append(output))
+    for iteration, regularised in enumerate([True, False]):
+        for record in (spy.seen, spy.given, generated, judged, logits, reported):
+            record.clear()
+        real = trainer.stream.batch(4 * iteration, 4)
+        trainer.train_iteration()
+        # Gmain: generated. Dmain: generated, real. Dreg: real.
+        expected = [generated[0], generated[-1], real, *[real] * regularised]
+        assert len(spy.seen) == len(judged) == len(expected)
+        assert all(map(torch.equal, spy.seen, expected))
+        assert all(seen is given for seen, given in zip(judged, spy.given, strict=True))
+        assert [images.requires_grad for images in spy.seen] == [True, False, False, *[True] * regularised]
+        assert len(reported) == 1 + regularised
+        assert all(map(torch.equal, reported, logits[2:]))
+
+
+def test_p_follows_the_verdicts_on_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = small_trainer(tmp_path, target=0.6)
+    assert trainer.augment is not None
+    # Mean signs of two iterations each: 1, 0.5, −1.
+    verdicts = iter([[1, 1], [1, 1], [1, 1], [1, -1], [-1, -1], [-1, -1]])
+    for phase in PHASES:
+        monkeypatch.setattr(trainer.loss, phase, lambda *_, **__: None)
+    monkeypatch.setattr(
+        trainer.loss,
+        "accumulate_dmain",
+        lambda *_, **__: trainer.loss.report("scores_real", torch.tensor(next(verdicts)) * 0.3),
+    )
+    found = []
+    for _ in range(6):
+        trainer.train_iteration()
+        found.append(float(trainer.augment.p))
+    assert found == pytest.approx([0.5, 0.58, 0.58, 0.5, 0.5, 0.42])
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_mixed_styles_begin_with_the_phases_own_latents(
+    probability: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = small_trainer(tmp_path, style_mixing_prob=probability, pl_batch_shrink=1)
+    latents: list[Tensor] = []
+    mapped: list[tuple[Tensor, Tensor]] = []
+    synthesised: list[Tensor] = []
+    original = trainer._latents
+
+    def recorded(rng: torch.Generator) -> Tensor:
+        latents.append(original(rng))
+        return latents[-1]
+
+    monkeypatch.setattr(trainer, "_latents", recorded)
+    trainer.generator.mapping.register_forward_hook(lambda _, inputs, ws: mapped.append((inputs[0], ws)))
+    trainer.generator.synthesis.register_forward_hook(lambda _, inputs, __: synthesised.append(inputs[0]))
+    trainer.train_iteration()
+    assert len(latents) == len(synthesised) == 3  # Gmain, Greg, Dmain
+    for index, (z, ws) in enumerate(zip(latents, synthesised, strict=True)):
+        if probability == 0:
+            assert torch.equal(mapped[index][0], z)
+            assert torch.equal(ws, mapped[index][1])
+            continue
+        (own_z, own), (other_z, other) = mapped[2 * index : 2 * index + 2]
+        assert torch.equal(own_z, z)
+        assert not torch.equal(other_z, z)
+        from_own = [torch.equal(ws[:, layer], own[:, layer]) for layer in range(ws.shape[1])]
+        from_other = [torch.equal(ws[:, layer], other[:, layer]) for layer in range(ws.shape[1])]
+        first = from_other.index(True)
+        assert from_own == [True] * first + [False] * (len(from_own) - first)
+        assert from_other == [not own_layer for own_layer in from_own]
+        assert first > 0
 
 
 def test_divergence_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
