@@ -17,6 +17,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Error: $(PYTHON) is `$(PYTHON) --version`; VesselForge needs Python >= 3.11 (make PYTHON=python3.12 ...)"; exit 2; }
+	@echo "Setting up $(VENV): one or two minutes and 2 GB."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@# A ZIP download has no .git; DVC must be told, or it stops.
@@ -24,8 +25,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 repro: setup
+	python -m stages.validate
 	dvc repro
-	@echo "Open report/index.html; compare with 'dvc metrics show' and 'dvc metrics diff' (. $(VENV)/bin/activate first)."
+	@echo "Open report/index.html; see 'dvc metrics show'; commit dvc.lock metrics plots, then 'dvc metrics diff' compares (. $(VENV)/bin/activate first)."
 
 test: setup
 	python -m pytest $(PYTEST_ARGS)

@@ -21,6 +21,7 @@ from stages.params_file import read_yaml
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = (
     ".dvc/config",
+    ".dvc/plots",
     ".dvcignore",
     ".gitignore",
     "dvc.yaml",
