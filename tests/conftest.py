@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,14 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"development data folder {folder} is absent (set VESSELFORGE_SHARED to use another)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A job in the background inherits SIGINT as ignored; tests that send it need Python's own handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,14 +68,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         module = SimpleNamespace(main=SimpleNamespace(schemas={"seed": int, name: schema}, cross_check=None))
         monkeypatch.setitem(sys.modules, f"stages.{name}", module)  # type: ignore[arg-type]
     return tmp_path
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Tests in a background job inherit SIGINT as ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def toy_command(work: Any) -> click.Command:
@@ -255,9 +246,7 @@ def test_a_queued_experiment_keeps_its_checkpoint_in_the_repository_that_stays(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_from_outside_a_stage_says_how_to_go_on(
-    project: Path, number: int, interruptible: None
-) -> None:
+def test_interrupted_from_outside_a_stage_says_how_to_go_on(project: Path, number: int) -> None:
     def work(run: StageRun) -> None:
         """Do it."""
         (run.checkpoint_dir / "state").write_text("half")
