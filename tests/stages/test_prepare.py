@@ -175,7 +175,9 @@ def test_linked_files_and_a_linked_root_are_fine(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "elsewhere" / "mine" / "a.png").symlink_to(tmp_path / "a.png")
     (tmp_path / "raw").symlink_to(tmp_path / "elsewhere")
-    refuse_linked_folders(tmp_path / "raw" / "mine", tmp_path / "raw")
+    mine = tmp_path / "raw" / "mine"
+    refuse_linked_folders(mine, tmp_path / "raw")
+    assert (mine / "a.png").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,9 @@ def test_adaptive_strength_moves_and_fixed_stays(finished: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("changes", [{"aug": "noaug", "p": 0}, {"cfg": "cifar", "mbstd_group": 2}])
 def test_other_settings_run(changes: dict[str, Any], tmp_path: Path) -> None:
-    run(tmp_path, kimg=0.008, **changes)
+    folder = run(tmp_path, kimg=0.008, **changes)
+    (image,) = sample_images(load_generator(folder, torch.device("cpu")), [0], 1.0)
+    assert image.shape == (16, 16, 3)
 
 
 def test_grey_scale(tmp_path: Path) -> None:
