@@ -1,4 +1,4 @@
-"""The `vesselforge` command: use trained models on a person's own images."""
+"""The `vesselforge` command: use trained models on a person's own images; draw phantoms."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ RESULTS = ("mask", "probability", "overlay")  # of image.jpg: image_mask.png, �
 @click.group()
 @click.version_option(package_name="vesselforge")
 def main() -> None:
-    """Segment retinal vessels with models trained by the VesselForge pipeline."""
+    """Segment retinal vessels with trained models, and draw phantoms to try things on."""
 
 
 @main.command()
@@ -61,6 +61,35 @@ def predict(
             raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
+
+
+@main.command()
+@click.option("--count", required=True, type=click.IntRange(1), help="Number of phantoms.")
+@click.option("--size", default=128, show_default=True, type=click.IntRange(32, 4096), help="In pixels.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the collection.")
+@click.option("--first", default=0, show_default=True, type=click.IntRange(0), help="First number.")
+@click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="To draw with.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New folder.")
+def phantoms(count: int, size: int, seed: int, first: int, processes: int, output: Path) -> None:
+    """Draw phantoms: fundus images that were never photographed, whose vessels are known exactly.
+
+    Writes images/000000.png, … and vessels/000000.png, … (0 or 255). A phantom depends on seed, number and
+    size alone.
+    """
+    from pipeline.images import write_png
+    from pipeline.phantom import draw_phantoms
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        click.echo(f"Error: {output} exists; expected a new or empty folder; give another -o", err=True)
+        sys.exit(2)
+    for name in ("images", "vessels"):
+        (output / name).mkdir(parents=True, exist_ok=True)
+    numbers = range(first, first + count)
+    drawn = draw_phantoms(seed, numbers, size, processes=min(processes, count), progress=True)
+    for number, phantom in zip(numbers, drawn, strict=True):
+        write_png(output / "images" / f"{number:06d}.png", phantom.image)
+        write_png(output / "vessels" / f"{number:06d}.png", phantom.vessels)
+    click.echo(f"{count} phantom{'s' if count > 1 else ''} of {size}×{size} pixels in {output}")
 
 
 def _predict(files: list[Path], output: Path, model: Path, threshold: float | None, device: str) -> None:

@@ -164,7 +164,7 @@ def series_figures(table: pd.DataFrame, x: str, columns: Sequence[str], name: st
     """Draw each column of a table over another one, a figure per column.
 
     Args:
-        table: holds `x` and `columns`, all numbers; missing values leave gaps.
+        table: holds `x` and `columns`, all numbers; missing values are passed over.
         x: name of the abscissa.
         columns: names of the ordinates.
         name: beginning of the figures' ids, unique in their page.
@@ -174,8 +174,9 @@ def series_figures(table: pd.DataFrame, x: str, columns: Sequence[str], name: st
     """
 
     def draw(axes: Axes, column: str) -> None:
-        marker = "o" if len(table) == 1 else None
-        axes.plot(table[x], table[column], marker=marker, **_line(0))
+        known = table.dropna(subset=[x, column])
+        marker = "o" if len(known) == 1 else None
+        axes.plot(known[x], known[column], marker=marker, **_line(0))
         axes.set(xlabel=x, title=column)
 
     return [

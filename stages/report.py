@@ -41,7 +41,7 @@ def main(run: StageRun) -> None:
         per_image=read_per_image(run.dep("metrics/per_image.csv")),
         test_samples=samples,
         synthetic=_synthetic(run),
-        gan_history=pd.read_csv(gan / "history.csv").drop(columns="tick"),
+        gan_history=_gan_history(gan),
         gan_progress="kimg",
         gan_snapshots=sorted((gan / "samples").glob("generated_*.png")),
         stages=_graph(run),
@@ -53,6 +53,15 @@ def main(run: StageRun) -> None:
         seed=run.seed,
     )
     write_report(run.out("report") / PAGE, inputs)
+
+
+def _gan_history(gan: Path) -> pd.DataFrame:
+    """Read what happened in every tick, and KID where a snapshot was measured."""
+    history = pd.read_csv(gan / "history.csv").drop(columns="tick")
+    if not (gan / "kid.csv").is_file():
+        return history
+    kid = pd.read_csv(gan / "kid.csv")[["kimg", "kid"]]
+    return history.merge(kid, how="outer", on="kimg").sort_values("kimg", ignore_index=True)
 
 
 def _model(run: StageRun, name: str) -> ModelResults:

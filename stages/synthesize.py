@@ -1,7 +1,7 @@
 """Generate the pool of synthetic images."""
 
 import csv
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from tqdm import tqdm
@@ -21,18 +21,27 @@ class Params(Strict):
         pool: number of images; a larger pool holds the smaller one.
         psi: truncation: 1 = full variety, 0 = only the mean image.
         first_seed: image i is made from seed first_seed + i.
+        snapshot: the generator at the end of training, or the one of lowest KID (needs train_gan.kid_images).
     """
 
     pool: Annotated[int, Field(ge=1, le=1_000_000)]
     psi: Annotated[float, Field(ge=0, le=2)] = 0.7
     first_seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+    snapshot: Literal["last", "best"] = "last"
 
 
 @stage_command("synthesize", Params, expected_errors=(StyleGAN2Error,))
 def main(run: StageRun) -> None:
     """Generate the pool of synthetic images."""
     params: Params = run.params
-    generator = load_generator(run.dep("models/gan"), run.runtime.torch_device())
+    gan = run.dep("models/gan")
+    if params.snapshot == "best":
+        gan = gan / "best"
+        if not gan.is_dir():
+            raise StyleGAN2Error(
+                "synthesize.snapshot: no KID was measured; set train_gan.kid_images, or use last"
+            )
+    generator = load_generator(gan, run.runtime.torch_device())
     folder = run.out("data/synthetic/images")
     folder.mkdir(parents=True)
     seeds = range(params.first_seed, params.first_seed + params.pool)

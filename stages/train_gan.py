@@ -4,39 +4,55 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import field_validator
 
-from pipeline.gan_images import load_square_images
+from pipeline.gan_images import load_images
 from pipeline.prepared import load_samples
 from stages.context import StageRun, stage_command
-from stylegan2.config import TrainingOptions
+from stylegan2.config import TrainingOptions, resolve
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.training import train
+from stylegan2.transfer import NAMED_ADDRESSES, is_local_path, shipped_names
 
 PRETRAINED = "data/pretrained"
+SHIPPED_NETWORKS = "stylegan2/pretrained"
 
 
 class Params(TrainingOptions):
-    """Section `train_gan`: all of `TrainingOptions`; `init` must lie where DVC sees it."""
+    """Section `train_gan`: all of `TrainingOptions`; a local `init` must lie where DVC sees it."""
 
     @field_validator("init")
     @classmethod
     def _below_pretrained(cls, init: str | None) -> str | None:
-        if init is not None:
+        if init is not None and is_local_path(init):
             parts = PurePosixPath(init).parts
+            names = ", ".join([*shipped_names(), *NAMED_ADDRESSES])
             if parts[:2] != ("data", "pretrained") or len(parts) < 3 or ".." in parts:
-                raise ValueError(f"expected null or a folder below {PRETRAINED}; copy the networks there")
-            if not Path(init).is_dir():
-                raise ValueError(f"there is no folder {init}; expected a copy of a models/gan folder")
+                raise ValueError(
+                    f"expected null, a name ({names}), an https address, or a pickle or folder below "
+                    f"{PRETRAINED}; copy the networks there"
+                )
+            if not Path(init).exists():
+                raise ValueError(
+                    f"there is no {init}; expected a copy of a models/gan folder or an NVIDIA-format pickle"
+                )
         return init
+
+    @field_validator("cond")
+    @classmethod
+    def _without_labels(cls, cond: bool) -> bool:
+        if cond:
+            raise ValueError("the prepared images have no classes; use false, or `stylegan2 train --cond`")
+        return cond
 
 
 @stage_command("train_gan", Params, expected_errors=(StyleGAN2Error,))
 def main(run: StageRun) -> None:
     """Train the StyleGAN2-ADA generator on the training images."""
     options: Params = run.params
-    run.dep(PRETRAINED)  # where options.init lies
+    run.dep(PRETRAINED)  # one of both is where a local options.init lies
+    run.dep(SHIPPED_NETWORKS)
     samples = load_samples(run.dep("data/prepared/development"), "train")
     train(
-        load_square_images(samples, options.resolution),
+        load_images(samples, resolve(options).image_size),
         options,
         seed=run.seed,
         out_dir=run.out("models/gan"),

@@ -4,8 +4,9 @@
 the table of base configurations; `resolve` is a pure function, so that the outcome can be shown beforehand.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,34 +16,40 @@ AugPipe = Literal[
     "blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"
 ]
 Architecture = Literal["orig", "skip", "resnet"]
+HalfPrecision = Literal["float16", "bfloat16"]
 
 CountField = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+BaseGrid = Annotated[list[Annotated[int, Field(ge=1, le=4)]], Field(min_length=2, max_length=2)]
 
 FULL_CHANNEL_BASE = 32768  # feature maps × resolution of the full-size networks (fmaps = 1)
 
 
 class Section(BaseModel):
-    """Unknown keys are errors, values keep their type, instances are read-only."""
+    """Unknown keys are errors, nothing is converted ("3" is no number), instances are read-only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class TrainingOptions(Section):
     """What to train and for how long: the `train_gan` section.
 
     Attributes:
-        resolution: side of the square training images in pixels, a power of two.
+        resolution: longer side of the training images in pixels, a power of two.
+        base_grid: [height, width] of the smallest feature maps, 4 the larger: [3, 4] is for images of 3:4.
         kimg: length of training in thousands of real images shown to the discriminator.
         cfg: base configuration that answers every field left at `auto`.
         batch: images per iteration. Overriding it leaves gamma, ema_kimg, lr and mbstd_group alone.
         fmaps: capacity, as a factor on the number of feature maps; channel_base = 32768 · fmaps.
-        channel_max: most feature maps of any layer.
-        z_dim: length of the latent vector z.
-        w_dim: length of the intermediate latent vector w.
+        channel_max: most feature maps of any layer; auto = 512.
+        z_dim: length of the latent vector z; auto = 512.
+        w_dim: length of the intermediate latent vector w; auto = 512.
         mapping_layers: layers of the mapping network.
+        num_fp16_res: on CUDA, so many of the highest resolutions compute in half precision; auto = 0.
+        half_precision: which half precision that is.
+        conv_clamp: convolutions are limited to ± this; auto = 256 with half precision, else null (no limit).
         lr: learning rate of both networks, before the correction for lazy regularisation.
         gamma: weight of the R1 penalty.
         ema_kimg: half-life of the generator's moving average, in thousands of images.
@@ -55,6 +62,9 @@ class TrainingOptions(Section):
         ada_kimg: thousands of images in which p can move by 1; auto = 500, or 100 when fine-tuning.
         ada_interval: iterations between adjustments of p.
         mirror: also show every image mirrored left to right.
+        cond: condition both networks on the labels of the images.
+        subset: train on so many images, drawn by the seed; null = all.
+        freezed: so many layers of the discriminator, from the image on, keep their weights ("Freeze-D").
         style_mixing_prob: probability of mixing two latents in a batch.
         g_reg_interval: iterations between path-length regularisations; null = main loss only.
         d_reg_interval: iterations between R1 regularisations; null = main loss only.
@@ -62,20 +72,28 @@ class TrainingOptions(Section):
         pl_batch_shrink: path lengths are measured on batch / pl_batch_shrink images.
         pl_decay: step of the running mean of path lengths.
         kimg_per_tick: thousands of images between two rows of history.csv.
-        snapshot_ticks: ticks between two sample grids.
+        snapshot_ticks: ticks between two snapshots: sample grid and KID.
+        kid_images: generated images that a snapshot's KID is measured on; 0 = do not measure.
         grid_size: the sample grid shows grid_size × grid_size images.
-        init: folder with generator.safetensors, discriminator.safetensors and config.json to fine-tune from.
+        init: networks to fine-tune from: a name (see `stylegan2.transfer`), an https address of an
+            NVIDIA-format pickle, such a pickle, or the folder of a trained GAN. Of fmaps, channel_max, z_dim,
+            w_dim, mapping_layers, num_fp16_res and conv_clamp, what is `auto` is theirs.
+        grow: `init` may have a lower resolution: the layers that it has not start afresh.
     """
 
     resolution: Annotated[int, Field(ge=8, le=2048)]
+    base_grid: BaseGrid = [4, 4]
     kimg: Auto | PositiveFloat = "auto"
     cfg: Cfg = "auto"
     batch: Auto | CountField = "auto"
     fmaps: Auto | PositiveFloat = "auto"
-    channel_max: CountField = 512
-    z_dim: CountField = 512
-    w_dim: CountField = 512
+    channel_max: Auto | CountField = "auto"
+    z_dim: Auto | CountField = "auto"
+    w_dim: Auto | CountField = "auto"
     mapping_layers: Auto | CountField = "auto"
+    num_fp16_res: Auto | Annotated[int, Field(ge=0)] = "auto"
+    half_precision: HalfPrecision = "float16"
+    conv_clamp: Auto | PositiveFloat | None = "auto"
     lr: Auto | PositiveFloat = "auto"
     gamma: Auto | NonNegativeFloat = "auto"
     ema_kimg: Auto | NonNegativeFloat = "auto"
@@ -88,6 +106,9 @@ class TrainingOptions(Section):
     ada_kimg: Auto | PositiveFloat = "auto"
     ada_interval: CountField = 4
     mirror: bool = False
+    cond: bool = False
+    subset: CountField | None = None
+    freezed: Annotated[int, Field(ge=0)] = 0
     style_mixing_prob: Auto | Probability = "auto"
     g_reg_interval: CountField | None = 4
     d_reg_interval: CountField | None = 16
@@ -96,8 +117,10 @@ class TrainingOptions(Section):
     pl_decay: Annotated[float, Field(gt=0, le=1)] = 0.01
     kimg_per_tick: PositiveFloat = 4.0
     snapshot_ticks: CountField = 50
+    kid_images: Annotated[int, Field(ge=0)] = 0
     grid_size: Annotated[int, Field(ge=1, le=32)] = 4
     init: str | None = None
+    grow: bool = False
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -107,6 +130,12 @@ class TrainingOptions(Section):
             problems.append(
                 f"resolution: got {self.resolution}, expected a power of two; use {below} or {2 * below}"
             )
+        if max(self.base_grid) != 4:
+            problems.append(f"base_grid: got {self.base_grid}, expected the larger of both to be 4")
+        if self.grow and self.init is None:
+            problems.append("grow: there is nothing to grow from; set init or leave grow out")
+        if self.kid_images == 1:
+            problems.append("kid_images: got 1, expected 0 (off) or at least 2")
         if self.aug == "fixed" and self.p == 0:
             problems.append(
                 "p: aug 'fixed' needs a strength above 0; set p (for example 0.2) or use aug 'noaug'"
@@ -197,6 +226,7 @@ class ResolvedOptions(Section):
     """`TrainingOptions` without any `auto`: the numbers that training uses. Same names, same meaning."""
 
     resolution: int
+    base_grid: list[int]
     kimg: float
     batch: int
     channel_base: int
@@ -204,6 +234,9 @@ class ResolvedOptions(Section):
     z_dim: int
     w_dim: int
     mapping_layers: int
+    num_fp16_res: int
+    half_precision: HalfPrecision
+    conv_clamp: float | None
     d_architecture: Architecture
     mbstd_group: int
     lr: float
@@ -217,6 +250,9 @@ class ResolvedOptions(Section):
     ada_kimg: float
     ada_interval: int
     mirror: bool
+    cond: bool
+    subset: int | None
+    freezed: int
     style_mixing_prob: float
     g_reg_interval: int | None
     d_reg_interval: int | None
@@ -225,33 +261,55 @@ class ResolvedOptions(Section):
     pl_decay: float
     kimg_per_tick: float
     snapshot_ticks: int
+    kid_images: int
     grid_size: int
     init: str | None
+    grow: bool
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        height, width = (side * self.resolution // 4 for side in self.base_grid)
+        return height, width
 
 
-def resolve(options: TrainingOptions, gpus: int = 1) -> ResolvedOptions:
+ARCHITECTURE_DEFAULTS: dict[str, Any] = {"channel_max": 512, "z_dim": 512, "w_dim": 512, "num_fp16_res": 0}
+
+
+def resolve(
+    options: TrainingOptions, gpus: int = 1, source: Mapping[str, Any] | None = None
+) -> ResolvedOptions:
     """Replace every `auto` by its number.
 
     Fine-tuning (`init`) adapts p five times faster and drops the ramp-up of the moving average: the loaded
     generator is already worth averaging.
+
+    Args:
+        options: as written.
+        gpus: number of devices that share a batch.
+        source: architecture of the networks to fine-tune from, by the names in `ResolvedOptions`: these win
+            over the table.
     """
     base = base_configuration(options.cfg, options.resolution, gpus)
     tuning = options.init is not None
     if tuning:
         base = replace(base, ema_rampup=None)
-    named = {name: getattr(options, name) for name in ResolvedOptions.model_fields if hasattr(options, name)}
-    automatic = {
-        name: getattr(base, name) for name, value in named.items() if value == "auto" and hasattr(base, name)
-    }
     fmaps = base.fmaps if options.fmaps == "auto" else options.fmaps
+    named = {name: getattr(options, name) for name in ResolvedOptions.model_fields if hasattr(options, name)}
+    named["channel_base"] = "auto" if options.fmaps == "auto" else int(fmaps * FULL_CHANNEL_BASE)
+    named["d_architecture"] = "auto"
+    defaults = {
+        **ARCHITECTURE_DEFAULTS,
+        **vars(base),
+        "channel_base": int(fmaps * FULL_CHANNEL_BASE),
+        "ada_kimg": 100.0 if tuning else 500.0,
+        **(source or {}),
+    }
+    if "conv_clamp" not in defaults:
+        half = named["num_fp16_res"] if named["num_fp16_res"] != "auto" else defaults["num_fp16_res"]
+        defaults["conv_clamp"] = 256.0 if half else None
     return ResolvedOptions.model_validate(
-        {
-            **named,
-            **automatic,
-            "channel_base": int(fmaps * FULL_CHANNEL_BASE),
-            "d_architecture": base.d_architecture,
-            "ada_kimg": (100.0 if tuning else 500.0) if options.ada_kimg == "auto" else options.ada_kimg,
-        }
+        {name: defaults[name] if value == "auto" else value for name, value in named.items()}
     )
 
 

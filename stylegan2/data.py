@@ -21,9 +21,31 @@ class ImageStream:
         images: uint8 [N, H, W, C].
         mirror: the set also holds every image mirrored left to right.
         seed: of the order.
+        labels: float32 [N, c_dim]; None without labels.
+        subset: show only so many of the images, drawn by the seed; None = all.
+
+    Raises:
+        StyleGAN2Error: when the subset is larger than the set.
     """
 
-    def __init__(self, images: NDArray[np.uint8], mirror: bool, seed: int) -> None:
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        mirror: bool,
+        seed: int,
+        labels: NDArray[np.float32] | None = None,
+        subset: int | None = None,
+    ) -> None:
+        if subset is not None and subset > len(images):
+            raise StyleGAN2Error(
+                f"subset: got {subset}, but there are {len(images)} images; choose at most as many, or leave "
+                "subset out"
+            )
+        if subset is not None:
+            rng = np.random.default_rng(derive_seed(seed, Stream.SUBSET))
+            chosen = np.sort(rng.permutation(len(images))[:subset])
+            images, labels = images[chosen], None if labels is None else labels[chosen]
+        self.labels = None if labels is None else torch.from_numpy(labels)  # [N, c_dim]
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()  # [N, C, H, W]
         self.size = len(images) * (2 if mirror else 1)
         self.seed = seed
@@ -32,15 +54,32 @@ class ImageStream:
 
     def batch(self, first: int, count: int) -> Tensor:
         """Give images `first` to `first + count − 1` of the stream: float32 [count, C, H, W], −1..1."""
-        indices = np.array([self._index_at(position) for position in range(first, first + count)])
-        mirrored = torch.from_numpy(indices >= len(self.images))
-        images = self.images[torch.from_numpy(indices % len(self.images))]
+        indices = self._indices(first, count)
+        mirrored = indices >= len(self.images)
+        images = self.images[indices % len(self.images)]
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return from_uint8(images)
 
+    def label_batch(self, first: int, count: int) -> Tensor | None:
+        """Give the labels [count, c_dim] of what `batch` gives; None without labels."""
+        return None if self.labels is None else self.labels[self._indices(first, count) % len(self.images)]
+
+    def random_labels(self, count: int, rng: torch.Generator) -> Tensor | None:
+        """Draw labels [count, c_dim] as often as they occur among the images; None without labels."""
+        if self.labels is None:
+            return None
+        drawn = torch.randint(len(self.labels), [count], generator=rng, device=rng.device)
+        return self.labels[drawn.cpu()]
+
     def fingerprint(self) -> str:
-        """Hash the pixels (SHA-256, hexadecimal)."""
-        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
+        """Hash pixels and labels (SHA-256, hexadecimal)."""
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _indices(self, first: int, count: int) -> Tensor:
+        return torch.tensor([self._index_at(position) for position in range(first, first + count)])
 
     def _index_at(self, position: int) -> int:
         epoch, offset = divmod(position, self.size)
@@ -50,19 +89,37 @@ class ImageStream:
         return int(self._order[offset])
 
 
-def check_images(images: NDArray[np.uint8], resolution: int) -> None:
+def check_images(
+    images: NDArray[np.uint8], size: tuple[int, int], labels: NDArray[np.float32] | None = None
+) -> None:
     """Make sure that the images can be trained on.
+
+    Args:
+        images: uint8 [N, H, W, 1 or 3].
+        size: height and width that they must have.
+        labels: float32 [N, c_dim]; None without labels.
 
     Raises:
         StyleGAN2Error: naming what is wrong.
     """
-    expected = f"expected uint8 [N, {resolution}, {resolution}, 1 or 3] with N ≥ 1"
+    problems = []
+    height, width = size
     fits = (
         images.dtype == np.uint8
         and images.ndim == 4
         and len(images) > 0
-        and images.shape[1:3] == (resolution, resolution)
+        and images.shape[1:3] == size
         and images.shape[3] in (1, 3)
     )
     if not fits:
-        raise StyleGAN2Error(f"training images: got {images.dtype} {list(images.shape)}, {expected}")
+        expected = f"expected uint8 [N, {height}, {width}, 1 or 3] with N ≥ 1"
+        problems.append(f"training images: got {images.dtype} {list(images.shape)}, {expected}")
+    if labels is not None:
+        usable = labels.dtype == np.float32 and labels.ndim == 2 and labels.shape[:1] == images.shape[:1]
+        if not usable or labels.shape[1] < 1 or not np.isfinite(labels).all():
+            problems.append(
+                f"labels: got {labels.dtype} {list(labels.shape)}, expected finite float32 "
+                f"[{len(images)}, 1 or more]"
+            )
+    if problems:
+        raise StyleGAN2Error("; ".join(problems))

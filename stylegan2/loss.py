@@ -63,28 +63,38 @@ class StyleGAN2Loss:
         self.noise_mode = noise_mode
         self.pl_mean = torch.zeros((), device=next(generator.parameters()).device)
 
-    def accumulate_gmain(self, z: Tensor, rng: torch.Generator | None = None) -> None:
+    def accumulate_gmain(
+        self, z: Tensor, c: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> None:
         """Main loss of the generator.
 
         Args:
             z: latents [N, z_dim].
+            c: labels [N, c_dim] of the images to generate; None without labels.
             rng: source of randomness of mixing and augmentation on the latents' device; None = global.
         """
         # ---------------------------------------------------------------------------------------------------
         # Non-saturating logistic loss (Goodfellow et al. 2014, 1406.2661): −log σ(D(G(z)))
         # ---------------------------------------------------------------------------------------------------
-        images, _ = self._generate(z, rng)
-        logits = self._judge(images, rng)
+        images, _ = self._generate(z, c, rng)
+        logits = self._judge(images, c, rng)
         self._report_logits("fake", logits)
         loss = F.softplus(-logits)
         self.report("loss_G", loss)
         _backward("generator loss", loss.mean())
 
-    def accumulate_greg(self, z: Tensor, gain: float = 1.0, rng: torch.Generator | None = None) -> None:
+    def accumulate_greg(
+        self,
+        z: Tensor,
+        c: Tensor | None = None,
+        gain: float = 1.0,
+        rng: torch.Generator | None = None,
+    ) -> None:
         """Path-length regularisation of the generator.
 
         Args:
             z: latents [N, z_dim]; only the first N / pl_batch_shrink are used.
+            c: labels [N, c_dim]; None without labels.
             gain: factor on the loss: the interval between regularisations.
             rng: as in `accumulate_gmain`.
         """
@@ -92,7 +102,8 @@ class StyleGAN2Loss:
         # Karras et al. 2019 (1912.04958), section 3.2, equation 4: E[(‖Jᵀy‖ − a)²] with y ~ N(0, I) scaled to
         # the size of the image, Jᵀy = ∇_w (G(w)·y), and a the running mean of ‖Jᵀy‖, this batch included.
         # ---------------------------------------------------------------------------------------------------
-        images, ws = self._generate(z[: max(len(z) // self.pl_batch_shrink, 1)], rng)
+        count = max(len(z) // self.pl_batch_shrink, 1)
+        images, ws = self._generate(z[:count], None if c is None else c[:count], rng)
         noise = self.path_length_noise(images, rng) / math.sqrt(images.shape[2] * images.shape[3])
         (slopes,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
         lengths = slopes.square().sum(dim=2).mean(dim=1).sqrt()  # [N]
@@ -104,12 +115,21 @@ class StyleGAN2Loss:
         self.report("loss_G_reg", loss)
         _backward("path-length penalty", loss.mean() * gain)
 
-    def accumulate_dmain(self, real: Tensor, z: Tensor, rng: torch.Generator | None = None) -> None:
+    def accumulate_dmain(
+        self,
+        real: Tensor,
+        z: Tensor,
+        real_c: Tensor | None = None,
+        c: Tensor | None = None,
+        rng: torch.Generator | None = None,
+    ) -> None:
         """Main loss of the discriminator.
 
         Args:
             real: images [N, C, H, W], −1..1.
             z: latents [N, z_dim] of as many generated images.
+            real_c: labels [N, c_dim] of the real images; None without labels.
+            c: labels [N, c_dim] of the generated images; None without labels.
             rng: as in `accumulate_gmain`.
         """
         # ---------------------------------------------------------------------------------------------------
@@ -117,22 +137,29 @@ class StyleGAN2Loss:
         # graph is held at a time, and batch statistics do not mix real and generated images.
         # ---------------------------------------------------------------------------------------------------
         with torch.no_grad():
-            images, _ = self._generate(z, rng)
-        fake_logits = self._judge(images, rng)
+            images, _ = self._generate(z, c, rng)
+        fake_logits = self._judge(images, c, rng)
         self._report_logits("fake", fake_logits)
         fake_loss = F.softplus(fake_logits)
         _backward("discriminator loss on generated images", fake_loss.mean())
-        real_logits = self._judge(real, rng)
+        real_logits = self._judge(real, real_c, rng)
         self._report_logits("real", real_logits)
         real_loss = F.softplus(-real_logits)
         _backward("discriminator loss on real images", real_loss.mean())
         self.report("loss_D", fake_loss.detach() + real_loss.detach())
 
-    def accumulate_dreg(self, real: Tensor, gain: float = 1.0, rng: torch.Generator | None = None) -> None:
+    def accumulate_dreg(
+        self,
+        real: Tensor,
+        c: Tensor | None = None,
+        gain: float = 1.0,
+        rng: torch.Generator | None = None,
+    ) -> None:
         """R1 regularisation of the discriminator.
 
         Args:
             real: images [N, C, H, W], −1..1.
+            c: labels [N, c_dim] of the images; None without labels.
             gain: factor on the loss: the interval between regularisations.
             rng: as in `accumulate_gmain`.
         """
@@ -140,7 +167,7 @@ class StyleGAN2Loss:
         # Mescheder et al. 2018 (1801.04406), equation 9: γ/2 · E[‖∇_x D(x)‖²], x before augmentation
         # ---------------------------------------------------------------------------------------------------
         real = real.detach().requires_grad_()
-        logits = self._judge(real, rng)
+        logits = self._judge(real, c, rng)
         self._report_logits("real", logits)
         (slopes,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
         penalty = slopes.square().sum(dim=(1, 2, 3))  # [N]
@@ -155,14 +182,14 @@ class StyleGAN2Loss:
         """Draw the standard normal y of the path-length penalty, shaped like the images."""
         return torch.randn(images.shape, generator=rng, device=images.device)
 
-    def _generate(self, z: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _generate(self, z: Tensor, c: Tensor | None, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Generate images; also give the ws [N, num_ws, w_dim] they were made from."""
-        ws = self.generator.mapping(z, None)
+        ws = self.generator.mapping(z, c)
         if self.style_mixing_prob > 0:
-            ws = self._mix_styles(ws, z, rng)
+            ws = self._mix_styles(ws, z, c, rng)
         return self.generator.synthesis(ws, noise_mode=self.noise_mode), ws
 
-    def _mix_styles(self, ws: Tensor, z: Tensor, rng: torch.Generator | None) -> Tensor:
+    def _mix_styles(self, ws: Tensor, z: Tensor, c: Tensor | None, rng: torch.Generator | None) -> Tensor:
         """With the set probability, take the layers from a random one on from other latents."""
         # ---------------------------------------------------------------------------------------------------
         # Mixing regularisation: Karras et al. 2018 (1812.04948), section 3.1
@@ -173,13 +200,13 @@ class StyleGAN2Loss:
         other_z = torch.randn(z.shape, generator=rng, device=z.device)
         if not bool(mixes):
             return ws
-        other = self.generator.mapping(other_z, None, skip_w_avg_update=True)
+        other = self.generator.mapping(other_z, c, skip_w_avg_update=True)
         return torch.cat([ws[:, :first_mixed], other[:, first_mixed:]], dim=1)
 
-    def _judge(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
+    def _judge(self, images: Tensor, c: Tensor | None, rng: torch.Generator | None) -> Tensor:
         if self.augment is not None:
             images = self.augment(images, rng)
-        logits: Tensor = self.discriminator(images, None)
+        logits: Tensor = self.discriminator(images, c)
         return logits
 
     def _report_logits(self, kind: str, logits: Tensor) -> None:

@@ -13,6 +13,8 @@ class Stream(IntEnum):
     ITERATION = 2
     LAYER_NOISE = 3
     SAMPLE_GRID = 4
+    SUBSET = 5
+    KID = 6
 
 
 def derive_seed(seed: int, stream: Stream, position: int = 0) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from stylegan2.ada import AdaController
@@ -35,18 +35,18 @@ from stylegan2.data import ImageStream, check_images
 from stylegan2.ema import ema_beta, update_average
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.history import Row, TickAverages, write_history
-from stylegan2.images import image_grid, to_uint8, write_png
 from stylegan2.interruption import deferred_interruption
 from stylegan2.loss import StyleGAN2Loss
-from stylegan2.network_folder import init_kwargs, load_weights, save_weights, write_config
+from stylegan2.network_folder import check_and_load, save_weights, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
+from stylegan2.ops import describe_implementation
 from stylegan2.optimisation import lazy_adam, step_with_gradients, trainable
 from stylegan2.randomness import Stream, derive_seed
-from stylegan2.sampling import generate
+from stylegan2.snapshots import Snapshots
+from stylegan2.transfer import SourceNetworks, load_source, network_kwargs
 
 CHECKPOINT = "checkpoint.safetensors"
-GRID_BATCH = 8
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def train(
     checkpoint_dir: Path | None = None,
     checkpoint_minutes: float = 5.0,
     device: torch.device | None = None,
+    labels: NDArray[np.float32] | None = None,
     progress: bool = True,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
@@ -68,15 +69,18 @@ def train(
     On the CPU the result depends on images, options and seed alone, bit for bit, interrupted or not.
 
     Args:
-        images: uint8 [N, H, W, C]: square images of `options.resolution`, 1 or 3 channels.
+        images: uint8 [N, H, W, C]: images of the size that `options` name, 1 or 3 channels.
         options: what and how long to train.
         seed: of everything random, ≥ 0.
-        out_dir: receives generator.safetensors (moving average), discriminator.safetensors, config.json,
-            history.csv and samples/ with grids of images.
+        out_dir: receives generator.safetensors (moving average), generator_raw.safetensors (without
+            averaging, to train on), discriminator.safetensors, config.json, history.csv and samples/ with
+            grids of images; with `options.kid_images` also kid.csv and best/, the averaged generator of the
+            lowest KID.
         checkpoint_dir: where to keep and look for the state of the training; None = nowhere. The last state
             stays there: delete it when the result is safe.
         checkpoint_minutes: time between checkpoints. Ctrl-C and SIGTERM also write one.
         device: where to compute; None = the CPU.
+        labels: float32 [N, c_dim], used with `options.cond`.
         progress: show a progress bar.
         provenance: entries to add to config.json.
 
@@ -84,20 +88,51 @@ def train(
         StyleGAN2Error: for unusable images, a checkpoint or `init` of other options, or diverged training.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
-    check_images(images, options.resolution)
+    if options.cond and labels is None:
+        raise StyleGAN2Error("cond: the images have no labels; add them or leave cond out")
+    if not options.cond:
+        labels = None
     device = device or torch.device("cpu")
+    source = None if options.init is None else SourceNetworks.load(options.init)
+    resolved = resolve(options, source=None if source is None else source.architecture)
+    check_images(images, resolved.image_size, labels)
+    if source is not None:
+        check_source(source, options, resolved, images, labels)
+    log.info("%s", describe_implementation(device))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         trainer = Trainer(
             images,
-            resolve(options),
+            resolved,
+            labels=labels,
+            source=source,
             seed=seed,
             device=device,
-            samples_dir=(checkpoint_dir or out_dir) / "samples",
+            progress_dir=checkpoint_dir or out_dir,
             checkpoint=None if checkpoint_dir is None else checkpoint_dir / CHECKPOINT,
             checkpoint_seconds=60 * checkpoint_minutes,
         )
         trainer.run(progress)
         trainer.export(out_dir, provenance or {})
+
+
+def check_source(
+    source: SourceNetworks,
+    options: TrainingOptions,
+    resolved: ResolvedOptions,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.float32] | None,
+) -> None:
+    """Make sure that the networks to fine-tune from fit options, images and labels.
+
+    Raises:
+        StyleGAN2Error: naming everything that does not fit.
+    """
+    c_dim = 0 if labels is None else labels.shape[1]
+    problems = source.problems(options, resolved, channels=images.shape[3], c_dim=c_dim)
+    if problems:
+        raise StyleGAN2Error(
+            f"init: {options.init} cannot be fine-tuned like this:\n  - " + "\n  - ".join(problems)
+        )
 
 
 class Trainer:
@@ -106,9 +141,11 @@ class Trainer:
     Args:
         images: as in `train`.
         options: resolved options.
+        labels: float32 [N, c_dim]; None without labels.
+        source: networks to fine-tune from; None = start afresh.
         seed: of everything random.
         device: where to compute.
-        samples_dir: receives the sample grids while training goes on.
+        progress_dir: receives history.csv, kid.csv and sample grids while training goes on.
         checkpoint: file to keep the state in; None = nowhere.
         checkpoint_seconds: time between checkpoints.
 
@@ -121,38 +158,50 @@ class Trainer:
         images: NDArray[np.uint8],
         options: ResolvedOptions,
         *,
+        labels: NDArray[np.float32] | None = None,
+        source: SourceNetworks | None = None,
         seed: int,
         device: torch.device,
-        samples_dir: Path,
+        progress_dir: Path,
         checkpoint: Path | None = None,
         checkpoint_seconds: float = 300.0,
     ) -> None:
         self.options = options
         self.seed = seed
         self.device = device
-        self.samples_dir = samples_dir
+        self.source = source
+        self.progress_dir = progress_dir
         self.checkpoint = checkpoint
         self.checkpoint_seconds = checkpoint_seconds
-        self.stream = ImageStream(images, options.mirror, seed)
+        self.stream = ImageStream(images, options.mirror, seed, labels, options.subset)
+        self.snapshots = Snapshots(
+            self.stream,
+            options,
+            seed,
+            device,
+            progress_dir,
+            None if checkpoint is None else checkpoint.parent / "features",
+        )
         self.total_images = math.ceil(options.kimg * 1000 / options.batch) * options.batch
         self.images_seen = 0
         self.tick = 0
         self.history: list[Row] = []
         self.averages = TickAverages()
-        self._build_networks(channels=images.shape[3])
+        self._build_networks(images.shape[3], 0 if labels is None else labels.shape[1])
         self._build_augmentation()
         self._build_objectives()
 
-    def _build_networks(self, channels: int) -> None:
+    def _build_networks(self, channels: int, c_dim: int) -> None:
         torch.manual_seed(derive_seed(self.seed, Stream.INITIAL_WEIGHTS))
-        generator_kwargs, discriminator_kwargs = network_kwargs(self.options, channels)
+        generator_kwargs, discriminator_kwargs = network_kwargs(self.options, channels, c_dim, self.source)
         self.generator = Generator(**generator_kwargs)
         self.discriminator = Discriminator(**discriminator_kwargs)
-        if self.options.init is not None:
-            load_initial_networks(Path(self.options.init), self.generator, self.discriminator)
+        self.average = copy.deepcopy(self.generator)
+        if self.source is not None:
+            load_source(self.source, self.generator, self.average, self.discriminator)
         self.generator.to(self.device).train()
         self.discriminator.to(self.device).train()
-        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.average.to(self.device).eval().requires_grad_(False)
 
     def _build_augmentation(self) -> None:
         options = self.options
@@ -191,8 +240,9 @@ class Trainer:
         """Train to the end, from the checkpoint if there is one."""
         self.restore()
         if self.images_seen == 0:
-            self._write_real_grid()
-            self._write_sample_grid()
+            self.snapshots.clear()
+            self.snapshots.show_real()
+            self.snapshots.take(self.average, 0, measure=self.source is not None)
         saved_at = time.monotonic()
         bar = tqdm(
             total=self.total_images,
@@ -222,8 +272,10 @@ class Trainer:
         iteration = self.images_seen // self.options.batch
         rng = self._seed_iteration()
         real = self.stream.batch(self.images_seen, self.options.batch).to(self.device)
+        labels = self.stream.label_batch(self.images_seen, self.options.batch)
+        real_c = None if labels is None else labels.to(self.device)
         self._train_generator(iteration, rng)
-        self._train_discriminator(iteration, real, rng)
+        self._train_discriminator(iteration, real, real_c, rng)
         options = self.options
         beta = ema_beta(self.images_seen, options.batch, options.ema_kimg, options.ema_rampup)
         update_average(self.average, self.generator, beta)
@@ -233,18 +285,22 @@ class Trainer:
 
     def _train_generator(self, iteration: int, rng: torch.Generator) -> None:
         with trainable(self.generator, self.discriminator):
-            self.loss.accumulate_gmain(self._latents(rng), rng=rng)
+            self.loss.accumulate_gmain(self._latents(rng), self._fake_labels(rng), rng=rng)
             step_with_gradients(self.optimizer_g)
             if _is_due(self.g_reg_interval, iteration):
-                self.loss.accumulate_greg(self._latents(rng), gain=self.g_reg_interval or 1, rng=rng)
+                gain = self.g_reg_interval or 1
+                self.loss.accumulate_greg(self._latents(rng), self._fake_labels(rng), gain=gain, rng=rng)
                 step_with_gradients(self.optimizer_g)
 
-    def _train_discriminator(self, iteration: int, real: Tensor, rng: torch.Generator) -> None:
+    def _train_discriminator(
+        self, iteration: int, real: Tensor, real_c: Tensor | None, rng: torch.Generator
+    ) -> None:
         with trainable(self.discriminator, self.generator):
-            self.loss.accumulate_dmain(real, self._latents(rng), rng=rng)
+            z, c = self._latents(rng), self._fake_labels(rng)
+            self.loss.accumulate_dmain(real, z, real_c, c, rng=rng)
             step_with_gradients(self.optimizer_d)
             if _is_due(self.d_reg_interval, iteration):
-                self.loss.accumulate_dreg(real, gain=self.d_reg_interval or 1, rng=rng)
+                self.loss.accumulate_dreg(real, real_c, gain=self.d_reg_interval or 1, rng=rng)
                 step_with_gradients(self.optimizer_d)
 
     def _seed_iteration(self) -> torch.Generator:
@@ -257,6 +313,11 @@ class Trainer:
         shape = [self.options.batch, self.options.z_dim]
         return torch.randn(shape, generator=rng, device=self.device)
 
+    def _fake_labels(self, rng: torch.Generator) -> Tensor | None:
+        """Draw labels [N, c_dim] as often as they occur among the images; None without labels."""
+        labels = self.stream.random_labels(self.options.batch, rng)
+        return None if labels is None else labels.to(self.device)
+
     def _report(self, name: str, values: Tensor) -> None:
         self.averages.report(name, values)
         if name == "scores_real" and self.controller is not None:
@@ -267,7 +328,7 @@ class Trainer:
             self.augment.p.fill_(p)
 
     # ------------------------------------------------------------------------------------------------------
-    # Ticks: a row of history, now and then a grid of samples
+    # Ticks: a row of history, now and then a snapshot
     # ------------------------------------------------------------------------------------------------------
 
     def _tick_is_over(self) -> bool:
@@ -279,9 +340,9 @@ class Trainer:
         self.tick = max(int(self.images_seen // images_per_tick), self.tick + 1)
         self.history.append(self._history_row())
         self.averages.clear()
-        write_history(self.samples_dir.parent / "history.csv", self.history)
+        write_history(self.progress_dir / "history.csv", self.history)
         if len(self.history) % self.options.snapshot_ticks == 0 or self.images_seen >= self.total_images:
-            self._write_sample_grid()
+            self.snapshots.take(self.average, self.images_seen)
 
     def _history_row(self) -> Row:
         averaged = ("loss_G", "loss_D", "scores_real", "scores_fake", "pl_penalty", "r1_penalty")
@@ -297,22 +358,6 @@ class Trainer:
     def _summary(self) -> str:
         row = self.history[-1]
         return f"p {row['p']:.3f}, G {row['loss_G']:.2f}, D {row['loss_D']:.2f}, r_t {row['r_t']:.2f}"
-
-    def _write_real_grid(self) -> None:
-        count = min(self.options.grid_size**2, self.stream.size)
-        self._write_grid("real.png", self.stream.batch(0, count))
-
-    def _write_sample_grid(self) -> None:
-        """Draw images of the averaged generator from latents that stay the same throughout."""
-        count = self.options.grid_size**2
-        rng = torch.Generator().manual_seed(derive_seed(self.seed, Stream.SAMPLE_GRID))
-        z = torch.randn([count, self.options.z_dim], generator=rng).to(self.device)
-        images = torch.cat([generate(self.average, chunk) for chunk in z.split(GRID_BATCH)])
-        self._write_grid(f"generated_{self.images_seen:09d}.png", images)
-
-    def _write_grid(self, name: str, images: Tensor) -> None:
-        pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # [N, H, W, C]
-        write_png(self.samples_dir / name, image_grid(pixels, self.options.grid_size))
 
     # ------------------------------------------------------------------------------------------------------
     # Checkpoint and result
@@ -331,6 +376,7 @@ class Trainer:
             **optimizer_tensors("optimizer_g", self.optimizer_g),
             **optimizer_tensors("optimizer_d", self.optimizer_d),
             "pl_mean": self.loss.pl_mean,
+            **self.snapshots.tensors(),
         }
         self._check_finite(tensors)
         if self.checkpoint is None:
@@ -340,6 +386,7 @@ class Trainer:
             "images_seen": self.images_seen,
             "tick": self.tick,
             "history": self.history,
+            "kid": self.snapshots.rows,
             "averages": self.averages.state_dict(),
             "controller": None if self.controller is None else self.controller.state_dict(),
         }
@@ -373,6 +420,7 @@ class Trainer:
         self.loss.pl_mean = tensors["pl_mean"].to(self.device)
         self.images_seen, self.tick = state["images_seen"], state["tick"]
         self.history = state["history"]
+        self.snapshots.restore(tensors, state["kid"])
         self.averages.load_state_dict(state["averages"])
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
@@ -382,7 +430,12 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the training that wants to go on from it."""
         options = json.loads(self.options.model_dump_json())
-        return {"options": options, "seed": self.seed, "images_sha256": self.stream.fingerprint()}
+        return {
+            "options": options,
+            "seed": self.seed,
+            "images_sha256": self.stream.fingerprint(),
+            "init_sha256": None if self.source is None else self.source.sha256,
+        }
 
     def _check_identity(self, state: dict[str, Any]) -> None:
         own = self._identity()
@@ -392,9 +445,9 @@ class Trainer:
             if state["options"].get(name) != value
         ]
         problems += [
-            f"{name}: the checkpoint has {state[name]!r}, this training {own[name]!r}"
-            for name in ("seed", "images_sha256")
-            if state[name] != own[name]
+            f"{name}: the checkpoint has {state.get(name)!r}, this training {own[name]!r}"
+            for name in ("seed", "images_sha256", "init_sha256")
+            if state.get(name) != own[name]
         ]
         if problems:
             raise StyleGAN2Error(
@@ -403,85 +456,27 @@ class Trainer:
             )
 
     def export(self, out_dir: Path, provenance: Mapping[str, Any]) -> None:
-        """Write the finished networks, their config, the history and the sample grids."""
+        """Write the finished networks, their config, the history and what the snapshots gave."""
         save_weights(out_dir / "generator.safetensors", self.average)
+        save_weights(out_dir / "generator_raw.safetensors", self.generator)
         save_weights(out_dir / "discriminator.safetensors", self.discriminator)
         write_history(out_dir / "history.csv", self.history)
-        if self.samples_dir != out_dir / "samples":
-            shutil.copytree(self.samples_dir, out_dir / "samples", dirs_exist_ok=True)
-        write_config(
-            out_dir,
-            {
-                "generator": self.generator.init_kwargs,
-                "discriminator": self.discriminator.init_kwargs,
-                "options": json.loads(self.options.model_dump_json()),
-                "seed": self.seed,
-                "images_seen": self.images_seen,
-                "p": 0.0 if self.augment is None else float(self.augment.p),
-                "images_sha256": self.stream.fingerprint(),
-                **provenance,
-            },
-        )
-
-
-def network_kwargs(options: ResolvedOptions, channels: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the arguments of `Generator` and `Discriminator` that the options stand for."""
-    widths = {"channel_base": options.channel_base, "channel_max": options.channel_max}
-    size = {"c_dim": 0, "img_resolution": options.resolution, "img_channels": channels}
-    generator = {
-        **size,
-        "z_dim": options.z_dim,
-        "w_dim": options.w_dim,
-        "mapping_kwargs": {"num_layers": options.mapping_layers},
-        "synthesis_kwargs": widths,
-    }
-    discriminator = {
-        **size,
-        **widths,
-        "architecture": options.d_architecture,
-        "epilogue_kwargs": {"mbstd_group_size": options.mbstd_group},
-    }
-    return generator, discriminator
-
-
-def load_initial_networks(folder: Path, generator: Generator, discriminator: Discriminator) -> None:
-    """Load the weights to fine-tune from.
-
-    Args:
-        folder: of a trained GAN; its averaged generator becomes both the generator and the average.
-        generator: receives weights.
-        discriminator: receives weights.
-
-    Raises:
-        StyleGAN2Error: naming every argument in which the folder's networks differ from the asked ones.
-    """
-    problems = []
-    named: list[tuple[str, nn.Module, dict[str, Any]]] = [
-        ("generator", generator, generator.init_kwargs),
-        ("discriminator", discriminator, discriminator.init_kwargs),
-    ]
-    for name, _, asked in named:
-        found = _flat(init_kwargs(folder, name))
-        wanted = _flat(asked)
-        problems += [
-            f"{name}.{key}: {folder} has {found.get(key)!r}, the options ask for {wanted.get(key)!r}"
-            for key in sorted(found.keys() | wanted.keys())
-            if found.get(key) != wanted.get(key) and not key.endswith("mbstd_group_size")
-        ]
-    if problems:
-        raise StyleGAN2Error(
-            "init: these networks cannot be fine-tuned with these options:\n  - " + "\n  - ".join(problems)
-        )
-    for name, network, _ in named:
-        load_weights(folder / f"{name}.safetensors", network)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts to dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+        self.snapshots.write_rows(out_dir)
+        if self.progress_dir != out_dir:
+            shutil.copytree(self.progress_dir / "samples", out_dir / "samples", dirs_exist_ok=True)
+        config = {
+            "generator": self.generator.init_kwargs,
+            "discriminator": self.discriminator.init_kwargs,
+            **self._identity(),
+            "images_seen": self.images_seen,
+            "p": 0.0 if self.augment is None else float(self.augment.p),
+            **provenance,
+        }
+        write_config(out_dir, config)
+        if self.snapshots.best is not None:
+            check_and_load(self.average, self.snapshots.best, "the best snapshot")
+            save_weights(out_dir / "best" / "generator.safetensors", self.average)
+            write_config(out_dir / "best", {**config, "snapshot": self.snapshots.best_row})
 
 
 def _is_due(interval: int | None, iteration: int) -> bool:

@@ -47,7 +47,7 @@ TINY: dict[str, dict[str, Any]] = {
     "segmenter": {"resolution": 64, "base_width": 4, "validate_every": 1},
     "prepare": {"validation_count": 2, "phantom": {"size": 64, "train_count": 4, "test_count": 5}},
     "train_base": {"epochs": 3, "final_epochs": 1},
-    "train_gan": {"resolution": 16, "kimg": 0.032, "batch": 4, "channel_max": 8, "kimg_per_tick": 0.016},
+    "train_gan": {"resolution": 16, "kimg": 0.032, "batch": 4, "kimg_per_tick": 0.016, "init": None},
     "synthesize": {"pool": 6},
     "retrain": {
         "synthetic_count": 4,

@@ -11,14 +11,21 @@ from torch import Tensor, nn
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.networks.layers import (
     DEFAULT_FILTER,
+    DEFAULT_HALF_DTYPE,
+    SQUARE_GRID,
     FullyConnectedLayer,
     MappingNetwork,
     ResampledConv2d,
     block_dtype,
+    block_memory_format,
     block_resolutions,
     channels_at,
     check_architecture,
+    check_base_grid,
+    find_half_dtype,
     lowest_fp16_resolution,
+    recorded_options,
+    size_at,
 )
 from stylegan2.ops.upfirdn2d import downsample2d, setup_filter
 
@@ -38,10 +45,12 @@ class DiscriminatorBlock(nn.Module):
         activation: A key of ``ops.bias_act.ACTIVATIONS``.
         resample_filter: Taps of the low-pass filter.
         conv_clamp: Limits the output of every convolution to ± this; None does not.
-        use_fp16: Compute in float16 on a GPU.
-        fp16_channels_last: Keep float16 blocks in channels-last order.
+        use_fp16: Compute in half precision on a GPU.
+        half_dtype: Which: a key of ``layers.HALF_DTYPES``.
+        fp16_channels_last: Keep half-precision blocks in channels-last order.
         freeze_layers: Number of layers, counted from the image on, that are not trained ("Freeze-D", Mo et
-            al. 2020).
+            al. 2020, 2002.10964). In each block: the layer that reads the image, if it has one, the two 3×3
+            convolutions, and the shortcut of ``resnet``. The head is always trained.
     """
 
     resample_filter: Tensor
@@ -62,6 +71,7 @@ class DiscriminatorBlock(nn.Module):
         resample_filter: Sequence[float] = DEFAULT_FILTER,
         conv_clamp: float | None = None,
         use_fp16: bool = False,
+        half_dtype: str = DEFAULT_HALF_DTYPE,
         fp16_channels_last: bool = False,
         freeze_layers: int = 0,
     ) -> None:
@@ -69,6 +79,7 @@ class DiscriminatorBlock(nn.Module):
         check_architecture(architecture)
         self.architecture = architecture
         self.use_fp16 = use_fp16
+        self.half_dtype = find_half_dtype(half_dtype)
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", setup_filter(resample_filter))
 
@@ -97,19 +108,17 @@ class DiscriminatorBlock(nn.Module):
         """Runs the block.
 
         Args:
-            x: Feature maps of the block before, ``[N, in_channels, R, R]``; None for the first.
-            img: Image ``[N, img_channels, R, R]``; None where it is not needed any more.
-            force_fp32: Compute in float32 although the block was built for float16.
+            x: Feature maps of the block before, ``[N, in_channels, H, W]``; None for the first.
+            img: Image ``[N, img_channels, H, W]``; None where it is not needed any more.
+            force_fp32: Compute in float32 although the block was built for half precision.
 
         Returns:
-            Feature maps ``[N, out_channels, R/2, R/2]``, and the image at half size or None.
+            Feature maps ``[N, out_channels, H/2, W/2]``, and the image at half size or None.
         """
         source = img if x is None else x
         assert source is not None
-        dtype = block_dtype(self.use_fp16 and not force_fp32, source.device)
-        memory_format = (
-            torch.channels_last if self.channels_last and dtype == torch.float16 else torch.contiguous_format
-        )
+        dtype = block_dtype(self.half_dtype if self.use_fp16 and not force_fp32 else None, source.device)
+        memory_format = block_memory_format(self.channels_last, dtype)
         if x is not None:
             x = x.to(dtype=dtype, memory_format=memory_format)
         if self.reads_image:
@@ -165,12 +174,12 @@ class MinibatchStdLayer(nn.Module):
 
 
 class DiscriminatorHead(nn.Module):
-    """Judges the smallest feature maps, 4×4, as a whole: one logit per image.
+    """Judges the smallest feature maps, at most 4×4, as a whole: one logit per image.
 
     Args:
         in_channels: Number of input channels.
         cmap_dim: Size of the embedded label that the output is projected on; 0 without labels.
-        resolution: Width and height of the input.
+        size: (height, width) of the input.
         img_channels: Number of image channels.
         architecture: ``orig``, ``skip`` or ``resnet``.
         mbstd_group_size: See ``MinibatchStdLayer``.
@@ -183,7 +192,7 @@ class DiscriminatorHead(nn.Module):
         self,
         in_channels: int,
         cmap_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         img_channels: int,
         architecture: str = "resnet",
         mbstd_group_size: int | None = 4,
@@ -205,11 +214,11 @@ class DiscriminatorHead(nn.Module):
             activation=activation,
             conv_clamp=conv_clamp,
         )
-        self.fc = FullyConnectedLayer(in_channels * resolution**2, in_channels, activation=activation)
+        self.fc = FullyConnectedLayer(in_channels * size[0] * size[1], in_channels, activation=activation)
         self.out = FullyConnectedLayer(in_channels, cmap_dim or 1)
 
     def forward(self, x: Tensor, img: Tensor | None, cmap: Tensor | None) -> Tensor:
-        """Maps features [N, in_channels, 4, 4], image [N, C, 4, 4] (``skip``) and label to logits [N, 1]."""
+        """Maps features [N, in_channels, H, W], image [N, C, H, W] (``skip``) and label to logits [N, 1]."""
         x = x.to(dtype=torch.float32, memory_format=torch.contiguous_format)
         if self.architecture == "skip":
             assert img is not None
@@ -230,20 +239,25 @@ class Discriminator(nn.Module):
 
     Args:
         c_dim: Size of the label; 0 without labels.
-        img_resolution: Width and height of the image, a power of two from 8 on.
+        img_resolution: Longer side of the image, a power of two from 8 on.
         img_channels: Number of image channels.
         architecture: ``orig``, ``skip`` or ``resnet``.
         channel_base: Feature maps at resolution R: ``channel_base / R``, at most ``channel_max``.
         channel_max: See ``channel_base``.
-        num_fp16_res: Number of highest resolutions computed in float16 on a GPU.
+        num_fp16_res: Number of highest resolutions computed in half precision on a GPU.
         conv_clamp: Limits the output of every convolution to ± this; None does not.
         cmap_dim: Size of the embedded label; None takes the number of channels at 4×4.
         block_kwargs: Options of ``DiscriminatorBlock``, such as ``freeze_layers``.
         mapping_kwargs: Options of the ``MappingNetwork`` that embeds the labels.
         epilogue_kwargs: Options of ``DiscriminatorHead``, such as ``mbstd_group_size``.
+        base_grid: (height, width) of the smallest feature maps, 1..4, the larger 4. The image is
+            ``img_resolution / 4`` times as large.
+        half_dtype: ``float16`` or ``bfloat16``, for ``num_fp16_res``.
 
     Attributes:
-        init_kwargs: The arguments above: ``Discriminator(**init_kwargs)`` builds the same network.
+        img_size: (height, width) of the image.
+        init_kwargs: The arguments above: ``Discriminator(**init_kwargs)`` builds the same network. Can be
+            JSON.
     """
 
     def __init__(
@@ -260,6 +274,8 @@ class Discriminator(nn.Module):
         block_kwargs: Mapping[str, Any] | None = None,
         mapping_kwargs: Mapping[str, Any] | None = None,
         epilogue_kwargs: Mapping[str, Any] | None = None,
+        base_grid: Sequence[int] = SQUARE_GRID,
+        half_dtype: str = DEFAULT_HALF_DTYPE,
     ) -> None:
         super().__init__()
         if img_channels < 1 or c_dim < 0:
@@ -280,9 +296,12 @@ class Discriminator(nn.Module):
             "block_kwargs": copy.deepcopy(dict(block_kwargs or {})),
             "mapping_kwargs": copy.deepcopy(dict(mapping_kwargs or {})),
             "epilogue_kwargs": copy.deepcopy(dict(epilogue_kwargs or {})),
+            **recorded_options({"base_grid": base_grid, "half_dtype": half_dtype}),
         }
         self.block_resolutions = block_resolutions(img_resolution, smallest=8)[::-1]
-        self._add_blocks(block_kwargs or {})
+        grid = check_base_grid(base_grid)
+        self.img_size = size_at(img_resolution, grid)
+        self._add_blocks({"half_dtype": half_dtype, **(block_kwargs or {})})
         in_channels = channels_at(_HEAD_RESOLUTION, channel_base, channel_max)
         cmap_dim = 0 if c_dim == 0 else in_channels if cmap_dim is None else cmap_dim
         if c_dim > 0:
@@ -291,7 +310,8 @@ class Discriminator(nn.Module):
             )
         epilogue_options: dict[str, Any] = {"architecture": architecture, "conv_clamp": conv_clamp}
         epilogue_options |= epilogue_kwargs or {}
-        self.b4 = DiscriminatorHead(in_channels, cmap_dim, _HEAD_RESOLUTION, img_channels, **epilogue_options)
+        head_size = size_at(_HEAD_RESOLUTION, grid)
+        self.b4 = DiscriminatorHead(in_channels, cmap_dim, head_size, img_channels, **epilogue_options)
 
     def _add_blocks(self, block_kwargs: Mapping[str, Any]) -> None:
         options = self.init_kwargs
@@ -322,7 +342,7 @@ class Discriminator(nn.Module):
         """Judges images.
 
         Args:
-            img: ``[N, img_channels, img_resolution, img_resolution]``, −1 (black) to 1 (white).
+            img: ``[N, img_channels, *img_size]``, −1 (black) to 1 (white).
             c: Labels ``[N, c_dim]``; ignored without labels.
             force_fp32: Compute in float32 throughout.
 
@@ -333,7 +353,7 @@ class Discriminator(nn.Module):
             StyleGAN2Error: Images or labels of the wrong shape, or a batch that ``mbstd_group_size`` does not
                 divide.
         """
-        expected = (self.img_channels, self.img_resolution, self.img_resolution)
+        expected = (self.img_channels, *self.img_size)
         if img.ndim != 4 or tuple(img.shape[1:]) != expected:
             raise StyleGAN2Error(f"img: got {list(img.shape)}, expected [N, {', '.join(map(str, expected))}]")
         x: Tensor | None = None

@@ -11,14 +11,21 @@ from torch import Tensor, nn
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.networks.layers import (
     DEFAULT_FILTER,
+    DEFAULT_HALF_DTYPE,
+    SQUARE_GRID,
     FullyConnectedLayer,
     MappingNetwork,
     ResampledConv2d,
     block_dtype,
+    block_memory_format,
     block_resolutions,
     channels_at,
     check_architecture,
+    check_base_grid,
+    find_half_dtype,
     lowest_fp16_resolution,
+    recorded_options,
+    size_at,
 )
 from stylegan2.ops.bias_act import activation as find_activation
 from stylegan2.ops.bias_act import bias_act
@@ -35,14 +42,14 @@ class StyledConv2d(nn.Module):
         in_channels: Number of input channels.
         out_channels: Number of output channels.
         w_dim: Size of w.
-        resolution: Width and height of the output.
+        size: (height, width) of the output.
         kernel_size: Width and height of the kernel, odd.
         up: Up-sampling factor.
         use_noise: Whether the layer has a noise input.
         activation: A key of ``ops.bias_act.ACTIVATIONS``.
         resample_filter: Taps of the low-pass filter.
         conv_clamp: Limits the output to ± this; None does not.
-        channels_last: Keep the weights in channels-last order.
+        channels_last: Keep the weights in channels-last order, for half precision.
     """
 
     resample_filter: Tensor
@@ -53,7 +60,7 @@ class StyledConv2d(nn.Module):
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         kernel_size: int = 3,
         up: int = 1,
         use_noise: bool = True,
@@ -63,12 +70,13 @@ class StyledConv2d(nn.Module):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.resolution = resolution
+        self.size = size
         self.up = up
         self.use_noise = use_noise
         self.activation = activation
         self.activation_gain = find_activation(activation).gain
         self.conv_clamp = conv_clamp
+        self.channels_last = channels_last
         self.padding = kernel_size // 2
         self.register_buffer("resample_filter", setup_filter(resample_filter))
 
@@ -77,18 +85,18 @@ class StyledConv2d(nn.Module):
         weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
         self.weight = nn.Parameter(weight.to(memory_format=memory_format))
         if use_noise:
-            self.register_buffer("noise_const", torch.randn(resolution, resolution))
+            self.register_buffer("noise_const", torch.randn(size))
             self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(
         self, x: Tensor, w: Tensor, noise_mode: str = "random", fused_modconv: bool = True, gain: float = 1.0
     ) -> Tensor:
-        """Maps [N, in_channels, R/up, R/up] and w [N, w_dim] to [N, out_channels, R, R]."""
+        """Maps [N, in_channels, H/up, W/up] and w [N, w_dim] to [N, out_channels, H, W]."""
         styles = self.affine(w)
         x = modulated_conv2d(
             x,
-            self.weight,
+            self.weight.contiguous(memory_format=block_memory_format(self.channels_last, x.dtype)),
             styles,
             noise=self._noise(x, noise_mode),
             up=self.up,
@@ -106,12 +114,12 @@ class StyledConv2d(nn.Module):
         )
 
     def _noise(self, x: Tensor, mode: str) -> Tensor | None:
-        """Noise image [R, R], or one per sample [N, 1, R, R], times the learned strength."""
+        """Noise image [H, W], or one per sample [N, 1, H, W], times the learned strength."""
         if not self.use_noise or mode == "none":
             return None
         if mode == "const":
             return self.noise_const * self.noise_strength
-        noise = torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device)
+        noise = torch.randn([x.shape[0], 1, *self.size], device=x.device)
         return noise * self.noise_strength
 
 
@@ -129,6 +137,7 @@ class StyledImageOutput(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_clamp = conv_clamp
+        self.channels_last = channels_last
         self.padding = kernel_size // 2
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -138,10 +147,11 @@ class StyledImageOutput(nn.Module):
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
 
     def forward(self, x: Tensor, w: Tensor, fused_modconv: bool = True) -> Tensor:
-        """Maps [N, in_channels, R, R] and w [N, w_dim] to [N, out_channels, R, R]."""
+        """Maps [N, in_channels, H, W] and w [N, w_dim] to [N, out_channels, H, W]."""
         styles = self.affine(w) * self.weight_gain
+        weight = self.weight.contiguous(memory_format=block_memory_format(self.channels_last, x.dtype))
         x = modulated_conv2d(
-            x, self.weight, styles, padding=self.padding, demodulate=False, fused_modconv=fused_modconv
+            x, weight, styles, padding=self.padding, demodulate=False, fused_modconv=fused_modconv
         )
         return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
 
@@ -158,14 +168,15 @@ class GeneratorBlock(nn.Module):
         in_channels: Number of input channels; block 0 has no input and ignores it.
         out_channels: Number of output channels.
         w_dim: Size of w.
-        resolution: Width and height of the output.
+        size: (height, width) of the output.
         img_channels: Number of image channels.
         final: Whether the image leaves the network here, so that an image layer is needed in any case.
         architecture: ``orig``, ``skip`` or ``resnet`` (Karras et al. 2019, figure 7).
         resample_filter: Taps of the low-pass filter.
         conv_clamp: Limits the output of every convolution to ± this; None does not.
-        use_fp16: Compute in float16 on a GPU.
-        fp16_channels_last: Keep float16 blocks in channels-last order.
+        use_fp16: Compute in half precision on a GPU.
+        half_dtype: Which: a key of ``layers.HALF_DTYPES``.
+        fp16_channels_last: Keep half-precision blocks in channels-last order.
         **layer_kwargs: Passed on to ``StyledConv2d``.
     """
 
@@ -177,13 +188,14 @@ class GeneratorBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         img_channels: int,
         final: bool,
         architecture: str = "skip",
         resample_filter: Sequence[float] = DEFAULT_FILTER,
         conv_clamp: float | None = None,
         use_fp16: bool = False,
+        half_dtype: str = DEFAULT_HALF_DTYPE,
         fp16_channels_last: bool = False,
         **layer_kwargs: Any,
     ) -> None:
@@ -191,13 +203,14 @@ class GeneratorBlock(nn.Module):
         check_architecture(architecture)
         self.index = index
         self.use_fp16 = use_fp16
+        self.half_dtype = find_half_dtype(half_dtype)
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", setup_filter(resample_filter))
 
         common: dict[str, Any] = {"conv_clamp": conv_clamp, "channels_last": self.channels_last}
-        layer = {"w_dim": w_dim, "resolution": resolution, **common, **layer_kwargs}
+        layer: dict[str, Any] = {"w_dim": w_dim, "size": size, **common, **layer_kwargs}
         if index == 0:
-            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
+            self.const = nn.Parameter(torch.randn(out_channels, *size))
         else:
             self.conv0 = StyledConv2d(
                 in_channels, out_channels, up=2, resample_filter=resample_filter, **layer
@@ -231,20 +244,18 @@ class GeneratorBlock(nn.Module):
         """Runs the block.
 
         Args:
-            x: Feature maps of the block before, ``[N, in_channels, R/2, R/2]``; None for the first.
-            img: Image so far, ``[N, img_channels, R/2, R/2]``; None where there is none yet.
+            x: Feature maps of the block before, ``[N, in_channels, H/2, W/2]``; None for the first.
+            img: Image so far, ``[N, img_channels, H/2, W/2]``; None where there is none yet.
             ws: The ws of the whole network, ``[N, num_ws, w_dim]``.
             noise_mode: One of ``NOISE_MODES``.
             fused_modconv: See ``modulated_conv2d``. None: fused in evaluation in float32 on a GPU.
-            force_fp32: Compute in float32 although the block was built for float16.
+            force_fp32: Compute in float32 although the block was built for half precision.
 
         Returns:
-            Feature maps ``[N, out_channels, R, R]``, and image ``[N, img_channels, R, R]`` or None.
+            Feature maps ``[N, out_channels, H, W]``, and image ``[N, img_channels, H, W]`` or None.
         """
-        dtype = block_dtype(self.use_fp16 and not force_fp32, ws.device)
-        memory_format = (
-            torch.channels_last if self.channels_last and dtype == torch.float16 else torch.contiguous_format
-        )
+        dtype = block_dtype(self.half_dtype if self.use_fp16 and not force_fp32 else None, ws.device)
+        memory_format = block_memory_format(self.channels_last, dtype)
         if fused_modconv is None:
             # One group per image is fast on a GPU; on a CPU it costs several times the ordinary convolution.
             fused_modconv = not self.training and dtype == torch.float32 and ws.device.type == "cuda"
@@ -277,12 +288,17 @@ class SynthesisNetwork(nn.Module):
 
     Args:
         w_dim: Size of w.
-        img_resolution: Width and height of the image, a power of two from 4 on.
+        img_resolution: Longer side of the image, a power of two from 4 on.
         img_channels: Number of image channels.
         channel_base: Feature maps at resolution R: ``channel_base / R``, at most ``channel_max``.
         channel_max: See ``channel_base``.
-        num_fp16_res: Number of highest resolutions computed in float16 on a GPU.
+        num_fp16_res: Number of highest resolutions computed in half precision on a GPU.
+        base_grid: (height, width) of the smallest feature maps, 1..4, the larger 4. The image is
+            ``img_resolution / 4`` times as large.
         **block_kwargs: Passed on to ``GeneratorBlock``.
+
+    Attributes:
+        img_size: (height, width) of the image.
     """
 
     def __init__(
@@ -293,6 +309,7 @@ class SynthesisNetwork(nn.Module):
         channel_base: int = 32768,
         channel_max: int = 512,
         num_fp16_res: int = 0,
+        base_grid: Sequence[int] = SQUARE_GRID,
         **block_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -302,6 +319,8 @@ class SynthesisNetwork(nn.Module):
         self.img_resolution = img_resolution
         self.img_channels = img_channels
         self.block_resolutions = block_resolutions(img_resolution, smallest=4)
+        grid = check_base_grid(base_grid)
+        self.img_size = size_at(img_resolution, grid)
         fp16_resolution = lowest_fp16_resolution(img_resolution, num_fp16_res)
 
         self.num_ws = 2 * len(self.block_resolutions)  # two for each block
@@ -313,7 +332,7 @@ class SynthesisNetwork(nn.Module):
                 in_channels=widths[max(index - 1, 0)],
                 out_channels=widths[index],
                 w_dim=w_dim,
-                resolution=resolution,
+                size=size_at(resolution, grid),
                 img_channels=img_channels,
                 final=resolution == img_resolution,
                 use_fp16=num_fp16_res > 0 and resolution >= fp16_resolution,
@@ -338,7 +357,7 @@ class SynthesisNetwork(nn.Module):
             force_fp32: Compute in float32 throughout.
 
         Returns:
-            float32 ``[N, img_channels, img_resolution, img_resolution]``, about −1 (black) to 1 (white).
+            float32 ``[N, img_channels, *img_size]``, about −1 (black) to 1 (white).
 
         Raises:
             StyleGAN2Error: ``ws`` of the wrong shape, or an unknown noise mode.
@@ -364,16 +383,17 @@ class Generator(nn.Module):
         z_dim: Size of the latent z.
         c_dim: Size of the label; 0 without labels.
         w_dim: Size of the intermediate latent w.
-        img_resolution: Width and height of the image, a power of two from 4 on.
+        img_resolution: Longer side of the image, a power of two from 4 on.
         img_channels: Number of image channels.
         mapping_kwargs: Options of ``MappingNetwork``.
-        synthesis_kwargs: Options of ``SynthesisNetwork`` and its blocks.
+        synthesis_kwargs: Options of ``SynthesisNetwork`` and its blocks, such as ``base_grid``.
 
     Attributes:
         mapping: z, c → ws.
         synthesis: ws → image.
         num_ws: Number of copies of w.
-        init_kwargs: The arguments above: ``Generator(**init_kwargs)`` builds the same network.
+        img_size: (height, width) of the image.
+        init_kwargs: The arguments above: ``Generator(**init_kwargs)`` builds the same network. Can be JSON.
     """
 
     def __init__(
@@ -401,10 +421,11 @@ class Generator(nn.Module):
             "img_resolution": img_resolution,
             "img_channels": img_channels,
             "mapping_kwargs": copy.deepcopy(dict(mapping_kwargs or {})),
-            "synthesis_kwargs": copy.deepcopy(dict(synthesis_kwargs or {})),
+            "synthesis_kwargs": recorded_options(copy.deepcopy(dict(synthesis_kwargs or {}))),
         }
         self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, **(synthesis_kwargs or {}))
         self.num_ws = self.synthesis.num_ws
+        self.img_size = self.synthesis.img_size
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, num_ws=self.num_ws, **(mapping_kwargs or {}))
 
     def forward(

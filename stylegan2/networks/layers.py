@@ -5,7 +5,8 @@ arXiv 1710.10196, §4.1), so that Adam moves every layer at the same relative sp
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,12 @@ from stylegan2.ops.upfirdn2d import setup_filter
 
 ARCHITECTURES = ("orig", "skip", "resnet")
 DEFAULT_FILTER = (1, 3, 3, 1)
+
+SQUARE_GRID = (4, 4)
+HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+DEFAULT_HALF_DTYPE = "float16"
+# Types of devices on which half precision is worth its error; a CPU mostly emulates it, many times slower.
+HALF_DEVICES = ("cuda",)
 
 
 def unit_second_moment(vectors: Tensor, axis: int = -1, floor: float = 1e-8) -> Tensor:
@@ -78,15 +85,68 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
 
 
 def lowest_fp16_resolution(img_resolution: int, num_fp16_res: int) -> int:
-    """The resolution from which blocks may use float16: the ``num_fp16_res`` highest ones, never below 8."""
+    """The resolution from which blocks may use half precision: the ``num_fp16_res`` highest, at least 8."""
     if num_fp16_res < 0:
         raise StyleGAN2Error(f"num_fp16_res: got {num_fp16_res}, expected an int ≥ 0")
     return max(2 * img_resolution >> num_fp16_res, 8)
 
 
-def block_dtype(use_fp16: bool, device: torch.device) -> torch.dtype:
-    """float16 where it is asked for and the device is a GPU, else float32."""
-    return torch.float16 if use_fp16 and device.type == "cuda" else torch.float32
+def find_half_dtype(name: str) -> torch.dtype:
+    """Looks up the type that half-precision blocks compute in.
+
+    Raises:
+        StyleGAN2Error: It is none of ``HALF_DTYPES``.
+    """
+    if name not in HALF_DTYPES:
+        raise StyleGAN2Error(f"half_dtype: got {name!r}, expected one of {', '.join(HALF_DTYPES)}")
+    return HALF_DTYPES[name]
+
+
+def block_dtype(half_dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """What a block computes in: the half type it asks for on ``HALF_DEVICES``, float32 elsewhere."""
+    return half_dtype if half_dtype is not None and device.type in HALF_DEVICES else torch.float32
+
+
+def block_memory_format(channels_last: bool, dtype: torch.dtype) -> torch.memory_format:
+    """The layout of a block's feature maps: channels-last where asked for and computed in half precision."""
+    return torch.channels_last if channels_last and dtype != torch.float32 else torch.contiguous_format
+
+
+def check_base_grid(base_grid: Sequence[int]) -> tuple[int, int]:
+    """Checks the size of the smallest feature maps and gives it as a tuple (height, width).
+
+    Raises:
+        StyleGAN2Error: It is not a pair of ints from 1 to 4, of which the larger is 4.
+    """
+    grid = tuple(base_grid) if isinstance(base_grid, Sequence) else ()
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in grid)
+    if len(grid) != 2 or not whole or not 1 <= min(grid) <= max(grid) == 4:
+        raise StyleGAN2Error(
+            f"base_grid: got {base_grid!r}, expected a pair (height, width) of ints from 1 to 4, the larger "
+            "of them 4; (3, 4) makes images of 96×128 at img_resolution 128"
+        )
+    return grid[0], grid[1]
+
+
+def size_at(resolution: int, base_grid: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of images or feature maps whose longer side is ``resolution``."""
+    return base_grid[0] * resolution // 4, base_grid[1] * resolution // 4
+
+
+def recorded_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The form in which ``init_kwargs`` holds ``base_grid`` and ``half_dtype``; all else stays as it is.
+
+    At their defaults they are left out, so that networks from before these options, or of the same make but
+    with a default spelt out, compare equal. The pair becomes a list, as which it comes back from JSON.
+    """
+    recorded = dict(options)
+    if "base_grid" in recorded:
+        grid = check_base_grid(recorded.pop("base_grid"))
+        if grid != SQUARE_GRID:
+            recorded["base_grid"] = list(grid)
+    if recorded.get("half_dtype") == DEFAULT_HALF_DTYPE:
+        del recorded["half_dtype"]
+    return recorded
 
 
 class FullyConnectedLayer(nn.Module):
@@ -140,7 +200,7 @@ class ResampledConv2d(nn.Module):
         down: Down-sampling factor.
         resample_filter: Taps of the low-pass filter.
         conv_clamp: Limits the output to ± this; None does not.
-        channels_last: Keep the weights in channels-last order.
+        channels_last: Keep the weights in channels-last order, for half precision.
         trainable: False stores weight and bias as buffers, out of the optimiser's and autograd's reach.
     """
 
@@ -166,6 +226,7 @@ class ResampledConv2d(nn.Module):
         self.up = up
         self.down = down
         self.conv_clamp = conv_clamp
+        self.channels_last = channels_last
         self.padding = kernel_size // 2
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.register_buffer("resample_filter", setup_filter(resample_filter))
@@ -183,7 +244,8 @@ class ResampledConv2d(nn.Module):
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         """Maps [N, in_channels, H, W] to [N, out_channels, H·up/down, W·up/down], times ``gain``."""
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        memory_format = block_memory_format(self.channels_last, x.dtype)
+        weight = (self.weight * self.weight_gain).to(dtype=x.dtype, memory_format=memory_format)
         x = conv2d_resample(
             x,
             weight,

@@ -92,13 +92,29 @@ def bias_act(
     # y = clamp(gain · act(x + b))
     # ------------------------------------------------------------------
     if b is not None:
-        x = x + b.reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
-    x = spec.function(x, alpha)
-    if gain != 1:
-        x = x * gain
+        b = b.reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+    if act == "lrelu" and alpha > 0 and gain > 0:
+        x = _scaled_leaky_relu(x, b, alpha, gain)
+    else:
+        x = spec.function(x if b is None else x + b, alpha)
+        x = x if gain == 1 else x * gain
     if clamp is not None:
         x = x.clamp(-clamp, clamp)
     return x
+
+
+def _scaled_leaky_relu(x: Tensor, b: Tensor | None, alpha: float, gain: float) -> Tensor:
+    """The activation of nearly all layers with one new tensor instead of three: less memory to wait for."""
+    # ------------------------------------------------------------------
+    # For gain > 0: gain · lrelu(x + b) = lrelu(gain · x + gain · b)
+    # ------------------------------------------------------------------
+    if b is not None:
+        x = torch.add(b * gain, x, alpha=gain)
+    elif gain != 1:
+        x = x * gain
+    else:
+        return F.leaky_relu(x, alpha)  # x is the caller's: not to be overwritten
+    return F.leaky_relu_(x, alpha)
 
 
 def activation(name: str) -> Activation:

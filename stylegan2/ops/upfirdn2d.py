@@ -27,6 +27,10 @@ Padding = int | Sequence[int]  # n, or (x, y), or (x0, x1, y0, y1)
 
 _SEPARABLE_FROM_TAPS = 8  # shorter filters are faster as one 2-D pass than as two 1-D passes
 
+# On a CPU a depth-wise convolution works on blocks of up to this many channels of one image: with 3 channels
+# most of a vector register idles. All images side by side, as channels of one, fill it: 2 to 6 times faster.
+_CHANNEL_BLOCK = 16
+
 
 # ----------------------------------------------------------------------------------------------------------
 # Filters
@@ -297,7 +301,16 @@ def _fir(x: Tensor, g: Tensor, sampling: _Sampling) -> Tensor:
 
 def _correlate(x: Tensor, g: Tensor, sampling: _Sampling) -> Tensor:
     """Correlates each channel of the zero-stuffed, padded ``x`` with ``g``; keeps every ``down``-th pixel."""
-    channels = x.shape[1]
+    batch, channels, *size = x.shape
+    # Not in an exported graph, whose batch is a variable that no number of groups can be.
+    if (
+        channels < _CHANNEL_BLOCK
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and batch > 1
+    ):
+        merged = _correlate(x.reshape(1, batch * channels, *size), g, sampling)
+        return merged.reshape(batch, channels, *merged.shape[2:])
     (up_x, up_y), (down_x, down_y) = sampling.up, sampling.down
     if up_x == up_y == 1:
         x, (pad_x, pad_y) = _split_padding(x, sampling.padding)

@@ -6,7 +6,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli import main
+from pipeline.images import read_rgb
 from pipeline.inference import Predictor
+from pipeline.phantom import draw_phantom
 
 
 def write_image(path: Path) -> Path:
@@ -175,3 +177,23 @@ def test_a_threshold_outside_zero_to_one_is_refused(tmp_path: Path, value: str) 
     result = CliRunner().invoke(main, ["predict", "x.png", "-o", str(tmp_path), "--threshold", value])
     assert result.exit_code == 2
     assert "0<=x<=1" in result.output
+
+
+def test_phantoms_are_those_of_the_collection(tmp_path: Path) -> None:
+    arguments = ["--count", "2", "--first", "3", "--size", "32", "--seed", "5", "--processes", "1"]
+    result = CliRunner().invoke(main, ["phantoms", *arguments, "-o", str(tmp_path / "drawn")])
+    assert result.exit_code == 0, result.output
+    names = sorted(path.relative_to(tmp_path / "drawn").as_posix() for path in tmp_path.rglob("*.png"))
+    assert names == [f"{kind}/{number:06d}.png" for kind in ("images", "vessels") for number in (3, 4)]
+    expected = draw_phantom(5, 4, 32)
+    assert np.array_equal(read_rgb(tmp_path / "drawn" / "images" / "000004.png"), expected.image)
+    vessels = np.asarray(Image.open(tmp_path / "drawn" / "vessels" / "000004.png"))
+    assert np.array_equal(vessels, np.where(expected.vessels, 255, 0))
+
+
+def test_phantoms_replace_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    result = CliRunner().invoke(main, ["phantoms", "--count", "1", "-o", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "expected a new or empty folder" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

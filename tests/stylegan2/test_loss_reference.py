@@ -140,7 +140,7 @@ def trainer(stylegan2_reference: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         resolve(OPTIONS),
         seed=0,
         device=torch.device("cpu"),
-        samples_dir=tmp_path,
+        progress_dir=tmp_path,
     )
     for network, name in (
         (trainer.generator, "generator_skip_res32"),

@@ -122,16 +122,68 @@ def test_initial_scales():
     assert all(bool((bias == 1).all()) for bias in affines)
 
 
-@pytest.mark.parametrize("freeze_layers", [0, 1, 3, 100])
-def test_frozen_layers_are_buffers(freeze_layers):
-    D = make_discriminator(block_kwargs={"freeze_layers": freeze_layers})
-    layers = ["b16.fromrgb", "b16.conv0", "b16.conv1", "b16.skip", "b8.conv0", "b8.conv1", "b8.skip"]
-    trained = {name.rpartition(".")[0] for name, _ in D.named_parameters()}
-    assert set(layers[:freeze_layers]).isdisjoint(trained)
-    assert set(layers[freeze_layers:]) <= trained
-    assert set(D.state_dict()) == set(make_discriminator().state_dict())
+LAYERS_FROM_THE_IMAGE_ON = {
+    "orig": ["b16.fromrgb", "b16.conv0", "b16.conv1", "b8.conv0", "b8.conv1"],
+    "skip": ["b16.fromrgb", "b16.conv0", "b16.conv1", "b8.fromrgb", "b8.conv0", "b8.conv1"],
+    "resnet": ["b16.fromrgb", "b16.conv0", "b16.conv1", "b16.skip", "b8.conv0", "b8.conv1", "b8.skip"],
+}
+
+
+@pytest.mark.parametrize("architecture", LAYERS_FROM_THE_IMAGE_ON)
+@pytest.mark.parametrize("freeze_layers", [0, 1, 3, 4, 100])
+def test_frozen_layers_are_buffers(architecture, freeze_layers):
+    D = make_discriminator(architecture=architecture, block_kwargs={"freeze_layers": freeze_layers})
+    layers = LAYERS_FROM_THE_IMAGE_ON[architecture]
     D.requires_grad_(True)
     D(torch.randn(4, 3, 16, 16)).sum().backward()
+    trained = {name.rpartition(".")[0] for name, weight in D.named_parameters() if weight.grad is not None}
+    assert set(layers[:freeze_layers]).isdisjoint(trained)
+    assert set(layers[freeze_layers:]) <= trained
+    assert {name for name in trained if name.startswith("b4.")} >= {"b4.conv", "b4.fc", "b4.out"}
+    free = make_discriminator(architecture=architecture)
+    assert {k: v.shape for k, v in D.state_dict().items()} == {
+        k: v.shape for k, v in free.state_dict().items()
+    }
+
+
+def test_frozen_layers_change_no_number():
+    free = make_discriminator()
+    frozen = make_discriminator(block_kwargs={"freeze_layers": 5})
+    frozen.load_state_dict(free.state_dict())
+    img = torch.randn(4, 3, 16, 16)
+    assert torch.equal(free(img), frozen(img))
+
+
+def test_labels_steer_both_networks():
+    G, D = make_generator(c_dim=3).eval(), make_discriminator(c_dim=3).eval()
+    z = torch.randn(1, 8).expand(3, -1)
+    with torch.no_grad():
+        images = G(z, torch.eye(3), noise_mode="none")
+        assert not torch.allclose(images[0], images[1])
+        assert not torch.allclose(images[1], images[2])
+        same = images[:1].expand(3, -1, -1, -1)
+        logits = D(same, torch.eye(3))
+        assert logits.unique().numel() == 3
+        # Projection: the logit is linear in the embedded label, so that of the negative label is negative.
+        torch.testing.assert_close(D(same, -torch.eye(3)), _negative_label_logits(D, same))
+
+
+def _negative_label_logits(D, images):
+    """What Miyato & Koyama's projection gives: features · embedded label / √(its size)."""
+    features = {}
+    handle = D.b4.out.register_forward_hook(lambda module, inputs, output: features.update(x=output))
+    D(images, torch.eye(3))
+    handle.remove()
+    cmap = D.mapping(None, -torch.eye(3))
+    return torch.einsum("nd,nd->n", features["x"], cmap)[:, None] / cmap.shape[1] ** 0.5
+
+
+@pytest.mark.parametrize("make", [make_generator, make_discriminator])
+def test_labels_do_not_leak_into_networks_without_them(make):
+    network = make(c_dim=0)
+    assert not any("embed" in name or name.startswith("mapping.embed") for name in network.state_dict())
+    if make is make_discriminator:
+        assert not hasattr(network, "mapping")
 
 
 def test_clamp_limits_every_feature_map():
@@ -148,40 +200,6 @@ def test_clamp_limits_every_feature_map():
     D(G(torch.randn(4, 8)))
     assert len(seen) >= 10
     assert max(seen) <= 0.01 + 1e-7
-
-
-def test_half_precision_blocks_run_in_float32_without_a_gpu():
-    G, half = make_generator(), make_generator(num_fp16_res=2)
-    half.load_state_dict(G.state_dict())
-    assert [half.synthesis.get_submodule(f"b{r}").use_fp16 for r in (4, 8, 16)] == [False, True, True]
-    z = torch.randn(2, 8)
-    assert torch.equal(G(z, noise_mode="const"), half(z, noise_mode="const"))
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_half_precision_is_close_to_float32(fused, monkeypatch):
-    def half_on_any_device(use_fp16, device):
-        return torch.float16 if use_fp16 else torch.float32
-
-    options = {"conv_clamp": 256, "num_fp16_res": 2}
-    G = make_generator(fp16_channels_last=True, **options)
-    D = make_discriminator(block_kwargs={"fp16_channels_last": True}, **options)
-    z = torch.randn(4, 8)
-    exact = G(z, noise_mode="const", fused_modconv=fused)
-    exact_logits = D(exact)
-    for module in ("generator", "discriminator"):
-        monkeypatch.setattr(f"stylegan2.networks.{module}.block_dtype", half_on_any_device)
-    img = G(z, noise_mode="const", fused_modconv=fused)
-    logits = D(img)
-    logits.sum().backward()
-    assert img.dtype == logits.dtype == torch.float32
-    assert not torch.equal(img, exact)
-    torch.testing.assert_close(img, exact, rtol=0.01, atol=0.02)
-    torch.testing.assert_close(logits, exact_logits, rtol=0.01, atol=0.02)
-    for network in (G, D):
-        for name, parameter in network.named_parameters():
-            assert parameter.grad is not None, name
-            assert bool(parameter.grad.isfinite().all()), name
 
 
 def test_minibatch_std_sees_variation_within_groups_only():

@@ -1,5 +1,6 @@
 """Sampling: an image depends on its seed alone."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ from stylegan2.errors import StyleGAN2Error
 from stylegan2.images import from_uint8, image_grid, to_uint8, write_png
 from stylegan2.network_folder import save_weights, write_config
 from stylegan2.networks.generator import Generator
-from stylegan2.sampling import generate, latent, load_generator, sample_images
+from stylegan2.sampling import (
+    class_label,
+    draw_ws,
+    generate,
+    latent,
+    load_generator,
+    sample_images,
+    seeds_to_ws,
+)
 
 KWARGS: dict[str, Any] = {
     "z_dim": 16,
@@ -124,3 +133,124 @@ def test_images_of_the_reference(
     difference = to_uint8(found).int() - to_uint8(expected).int()
     assert difference.abs().max() <= 1
     assert (difference != 0).float().mean() < 1e-3
+
+
+def network(folder: Path, **changes: Any) -> Generator:
+    """A small network with a mean of w and noise that shows, written to a folder and loaded from it."""
+    torch.manual_seed(1)
+    generator = Generator(**{**KWARGS, **changes})
+    with torch.no_grad():
+        generator.mapping.w_avg.normal_()
+        for name, value in generator.named_parameters():
+            if name.endswith("noise_strength"):
+                value.fill_(0.3)
+    save_weights(folder / "generator.safetensors", generator)
+    write_config(folder, {"generator": generator.init_kwargs})
+    return load_generator(folder, torch.device("cpu"))
+
+
+def test_random_noise_follows_from_the_seed_alone(tmp_path: Path) -> None:
+    generator = network(tmp_path)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = list(sample_images(generator, [4, 5, 6], 0.7, noise_mode="random"))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    (alone,) = sample_images(generator, [5], 0.7, batch=3, noise_mode="random")
+    (const,) = sample_images(generator, [5], 0.7)
+    assert np.array_equal(first[1], alone)
+    assert not np.array_equal(alone, const)
+    # Without truncation's variety, only the noise tells two seeds apart.
+    one, two = sample_images(generator, [5, 6], 0.0, noise_mode="random")
+    assert not np.array_equal(one, two)
+
+
+def test_noise_is_not_the_stream_of_the_latent(tmp_path: Path) -> None:
+    """numpy and torch seed the same Mersenne Twister the same way; z and noise must not share it."""
+    seen = []
+    generator = network(tmp_path)
+    generator.synthesis.register_forward_pre_hook(lambda *_: seen.append(torch.initial_seed()))
+    list(sample_images(generator, [5], 0.7, noise_mode="random"))
+    assert seen and 5 not in seen
+
+
+def test_no_noise_is_none(tmp_path: Path) -> None:
+    generator = network(tmp_path)
+    (none,) = sample_images(generator, [2], 0.7, noise_mode="none")
+    for name, value in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            value.zero_()
+    (const,) = sample_images(generator, [2], 0.7)
+    assert np.array_equal(none, const)
+
+
+def test_cutoff_spares_the_fine_layers(tmp_path: Path) -> None:
+    generator = network(tmp_path)
+    plain, cut = seeds_to_ws(generator, [1]), seeds_to_ws(generator, [1], 0.0, truncation_cutoff=2)
+    assert torch.equal(cut[:, :2], generator.mapping.w_avg.expand(1, 2, -1))
+    assert torch.equal(cut[:, 2:], plain[:, 2:])
+    whole = list(sample_images(generator, [1], 0.5, truncation_cutoff=generator.num_ws))
+    assert np.array_equal(whole[0], next(sample_images(generator, [1], 0.5)))
+
+
+def test_ws_of_seeds_draw_the_images_of_the_seeds(tmp_path: Path) -> None:
+    generator = network(tmp_path)
+    seeds = list(range(11))
+    drawn = list(draw_ws(generator, seeds_to_ws(generator, seeds, 0.7)))
+    for one, other in zip(drawn, sample_images(generator, seeds, 0.7), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_images_that_are_not_square(tmp_path: Path) -> None:
+    generator = network(tmp_path, synthesis_kwargs={**KWARGS["synthesis_kwargs"], "base_grid": (3, 4)})
+    for mode in ("const", "random"):
+        (image,) = sample_images(generator, [0], 0.7, noise_mode=mode)
+        assert image.shape == (12, 16, 3)
+
+
+def test_classes_make_different_images(tmp_path: Path) -> None:
+    generator = network(tmp_path, c_dim=3)
+    assert torch.equal(class_label(generator, 1), torch.tensor([[0.0, 1.0, 0.0]]))  # type: ignore[arg-type]
+    first, second = (next(sample_images(generator, [0], 1.0, class_index=index)) for index in (0, 2))
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("c_dim", "index", "message"),
+    [(3, None, "got none, expected one .* 0 to 2"), (3, 3, "got 3, expected"), (0, 1, "has no classes")],
+)
+def test_a_class_must_fit_the_network(tmp_path: Path, c_dim: int, index: int | None, message: str) -> None:
+    with pytest.raises(StyleGAN2Error, match=message):
+        list(sample_images(network(tmp_path, c_dim=c_dim), [0], 1.0, class_index=index))
+
+
+def test_every_wrong_argument_is_named(tmp_path: Path) -> None:
+    generator = network(tmp_path)
+    images = sample_images(
+        generator, [2**32], math.nan, batch=0, class_index=0, truncation_cutoff=7, noise_mode="loud"
+    )
+    with pytest.raises(StyleGAN2Error) as caught:
+        next(images)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "seeds",
+        "truncation ψ",
+        "truncation cutoff",
+        "class",
+        "noise mode",
+        "batch",
+    ]
+
+
+def test_truncation_needs_a_mean(tmp_path: Path) -> None:
+    kwargs = {**KWARGS, "mapping_kwargs": {"num_layers": 2, "w_avg_beta": None}}
+    generator = Generator(**kwargs).eval()
+    assert len(list(sample_images(generator, [0], 1.0))) == 1
+    with pytest.raises(StyleGAN2Error, match="keeps no mean of w"):
+        list(sample_images(generator, [0], 0.7))
+
+
+def test_a_config_that_builds_nothing_is_named(folder: Path) -> None:
+    write_config(folder, {"generator": {**KWARGS, "depth": 3}})
+    with pytest.raises(StyleGAN2Error, match=r"config\.json: .*depth"):
+        load_generator(folder, torch.device("cpu"))

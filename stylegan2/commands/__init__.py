@@ -1,0 +1,1 @@
+"""The subcommands of `stylegan2`, one module each."""

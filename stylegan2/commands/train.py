@@ -1,0 +1,154 @@
+"""`stylegan2 train`: train a GAN on a folder of images, or fine-tune one."""
+
+import inspect
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from stylegan2.commands.parameters import device_option, example, output_option, select_device, shows_errors
+from stylegan2.config import TrainingOptions
+from stylegan2.errors import StyleGAN2Error
+
+
+def _value(text: str) -> Any:
+    """Read a value as JSON, or else as text: 3, 0.5, null, [3, 4], ada."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _descriptions() -> dict[str, str]:
+    """Take what each option means from the docstring of `TrainingOptions`."""
+    listed = inspect.getdoc(TrainingOptions) or ""
+    found = re.findall(r"^    (\w+): (.+(?:\n        .+)*)", listed.partition("Attributes:")[2], re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in found}
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option --name for every field of `TrainingOptions`."""
+    descriptions = _descriptions()
+    for name, field in reversed(TrainingOptions.model_fields.items()):
+        flag = f"--{name.replace('_', '-')}"
+        description = descriptions[name]
+        if field.annotation is bool:
+            switch = f"{flag}/--no-{name.replace('_', '-')}"
+            command = click.option(switch, name, default=None, help=description)(command)
+            continue
+        default = "" if field.is_required() else f" [default: {json.dumps(field.default)}]"
+        command = click.option(
+            flag, name, metavar="VALUE", required=field.is_required(), help=f"{description}{default}"
+        )(command)
+    return command
+
+
+@click.command(
+    epilog=example(
+        "stylegan2 train --data fundus --resolution 256 --mirror --init ffhq256 -o gan\n"
+        "  stylegan2 train --data fundus --resolution 256 --dry-run -o gan"
+    )
+)
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of images; a dataset.json in it holds labels for cond=true.",
+)
+@click.option("--resize", is_flag=True, help="Scale and crop images of another size.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0.01),
+    default=10.0,
+    show_default=True,
+    help="Between saves.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved options and stop.")
+@device_option
+@output_option("OUT", "Folder of the trained GAN.")
+@training_options
+@shows_errors
+def train(
+    data: Path,
+    resize: bool,
+    seed: int,
+    checkpoint_minutes: float,
+    dry_run: bool,
+    device: str,
+    out: Path,
+    **settings: str | bool | None,
+) -> None:
+    """Train a GAN on the images in a folder and write it to OUT.
+
+    The state of the training is kept in OUT/checkpoint. After an interruption the same command goes on; on
+    the CPU the result is the same in every bit.
+    """
+    from stylegan2.config import resolve
+    from stylegan2.image_folder import load_image_folder
+    from stylegan2.training import CHECKPOINT, train
+    from stylegan2.transfer import SourceNetworks
+
+    options = parse_options(settings)
+    source = None if options.init is None else SourceNetworks.load(options.init)
+    resolved = resolve(options, source=None if source is None else source.architecture)
+    if dry_run:
+        if source is not None:  # what images there are is not known: taken to be those of the networks
+            problems = source.problems(
+                options, resolved, source.generator["img_channels"], source.generator["c_dim"]
+            )
+            if problems:
+                raise StyleGAN2Error(
+                    f"init: {options.init} cannot be fine-tuned like this:\n  - " + "\n  - ".join(problems)
+                )
+        click.echo(json.dumps({**resolved.model_dump(), "seed": seed}, indent=2))
+        return
+    checkpoints = out / "checkpoint"
+    # With a checkpoint beside them, the networks may come from an export that was interrupted.
+    if (out / "generator.safetensors").exists() and not (checkpoints / CHECKPOINT).exists():
+        raise StyleGAN2Error(f"{out} holds a finished training; name another folder or delete this one")
+    folder = load_image_folder(data, resolved.image_size, resize)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(
+        folder.images,
+        options,
+        seed=seed,
+        out_dir=out,
+        checkpoint_dir=checkpoints,
+        checkpoint_minutes=checkpoint_minutes,
+        device=select_device(device),
+        labels=folder.labels,
+    )
+    shutil.rmtree(checkpoints)  # its pictures and tables are in OUT as well
+    click.echo(f"{out}: {len(folder.images)} images seen for {resolved.kimg:g} kimg")
+
+
+def parse_options(settings: Mapping[str, str | bool | None]) -> TrainingOptions:
+    """Read the settings that were given (the others are None) as `TrainingOptions`.
+
+    Raises:
+        StyleGAN2Error: naming every setting that is wrong.
+    """
+    given = {
+        name: _value(value) if isinstance(value, str) and name != "init" else value  # paths are no JSON
+        for name, value in settings.items()
+        if value is not None
+    }
+    try:
+        return TrainingOptions.model_validate(given)
+    except ValidationError as error:
+        problems: dict[str, list[str]] = {}
+        for detail in error.errors():
+            name = str(detail["loc"][0]) if detail["loc"] else ""
+            problems.setdefault(name, []).append(detail["msg"].removeprefix("Value error, "))
+    lines = [
+        f"--{name.replace('_', '-')}: got {given[name]!r}; {' or '.join(messages)}" if name else messages[0]
+        for name, messages in problems.items()
+    ]
+    raise StyleGAN2Error("these options cannot be used:\n  - " + "\n  - ".join(lines))

@@ -1,0 +1,257 @@
+"""Folders of training images: what is read, what is refused, and that everything wrong is named at once."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.image_folder import LABELS, image_batches, load_image_folder
+
+SIZE = (4, 8)
+
+
+def save(path: Path, pixels: NDArray[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def colour(value: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
+    return np.full((*size, 3), value, np.uint8) + np.array([0, 1, 2], np.uint8)
+
+
+def grey(value: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
+    return np.full(size, value, np.uint8)
+
+
+def write_labels(folder: Path, labels: Any) -> None:
+    (folder / LABELS).write_text(json.dumps({"labels": labels}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images whose paths are not in the order in which they were written."""
+    save(tmp_path / "b" / "0.png", colour(100))
+    save(tmp_path / "c.PNG", colour(200))
+    save(tmp_path / "a.png", colour(50))
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_images_come_in_the_order_of_their_paths(folder: Path) -> None:
+    loaded = load_image_folder(folder, SIZE)
+    assert loaded.images.dtype == np.uint8
+    assert loaded.labels is None
+    assert np.array_equal(loaded.images, np.stack([colour(50), colour(100), colour(200)]))
+
+
+def test_grey_images_keep_one_channel_unless_one_has_colour(tmp_path: Path) -> None:
+    save(tmp_path / "0.png", grey(7))
+    save(tmp_path / "1.png", np.zeros(SIZE, bool))
+    loaded = load_image_folder(tmp_path, SIZE).images
+    assert loaded.shape == (2, *SIZE, 1)
+    assert (loaded[0] == 7).all()
+    save(tmp_path / "2.png", colour(9))
+    mixed = load_image_folder(tmp_path, SIZE).images
+    assert mixed.shape == (3, *SIZE, 3)
+    assert (mixed[0] == 7).all()
+    assert np.array_equal(mixed[2], colour(9))
+
+
+def test_every_image_that_cannot_be_used_is_named_at_once(folder: Path) -> None:
+    save(folder / "tall.png", colour(1, (8, 4)))
+    save(folder / "b" / "large.png", colour(1, (8, 16)))
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "empty.tif").write_bytes(b"")
+    save(folder / "deep.png", np.full(SIZE, 1000, np.uint16))
+    write_labels(folder, [["a.png", 0]])
+    with pytest.raises(StyleGAN2Error) as caught:
+        load_image_folder(folder, SIZE)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{folder} cannot be trained on:"
+    expected = {
+        "b/large.png: got 8×16 (height × width), expected 4×8": "--resize",
+        "deep.png: more than 8 bits": "convert it",
+        "empty.tif: not a readable image": "",
+        "tall.png: got 8×4 (height × width), expected 4×8": "--resize",
+        "text.jpg: not a readable image": "",
+        "dataset.json: no label for b/0.png, b/large.png": "(7 in all)",
+    }
+    assert len(lines) == 1 + len(expected)
+    for line, (start, end) in zip(lines[1:], expected.items(), strict=True):
+        assert line.startswith(f"  - {folder}/{start}")
+        assert end in line
+
+
+def test_of_many_problems_ten_are_shown(tmp_path: Path) -> None:
+    for index in range(13):
+        save(tmp_path / f"{index:02}.png", grey(0, (2, 2)))
+    with pytest.raises(StyleGAN2Error, match="and 3 more") as caught:
+        load_image_folder(tmp_path, SIZE)
+    assert str(caught.value).count("expected 4×8") == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "dtype"),
+    [("a.png", "I;16", np.uint16), ("a.tif", "I", np.int32), ("a.tif", "F", np.float32)],
+)
+def test_deep_grey_images_are_refused(name: str, mode: str, dtype: Any, tmp_path: Path) -> None:
+    path = save(tmp_path / name, np.ones(SIZE, dtype))
+    with Image.open(path) as file:
+        assert file.mode == mode
+    with pytest.raises(StyleGAN2Error, match="more than 8 bits a channel"):
+        load_image_folder(tmp_path, SIZE)
+
+
+def test_deep_colour_images_are_refused_although_pillow_calls_them_rgb(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((*SIZE, 3), 1000, np.uint16))
+    with Image.open(tmp_path / "a.png") as file:
+        assert file.mode == "RGB"
+    with pytest.raises(StyleGAN2Error, match="more than 8 bits a channel"):
+        load_image_folder(tmp_path, SIZE)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about damage
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp"])
+def test_a_damaged_file_is_an_error_that_names_it_or_still_an_image(suffix: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    whole = save(tmp_path / f"a.{suffix}", noise).read_bytes()
+    rng = random.Random(0)
+    for _ in range(40):
+        damaged = bytearray(whole[: rng.randrange(1, len(whole))] if rng.random() < 0.5 else whole)
+        for _ in range(rng.randrange(4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        (tmp_path / f"a.{suffix}").write_bytes(damaged)
+        try:
+            images = load_image_folder(tmp_path, SIZE).images
+        except StyleGAN2Error as error:
+            assert f"a.{suffix}: " in str(error)
+        else:
+            assert images.shape[:3] == (1, *SIZE)
+
+
+def test_a_missing_or_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StyleGAN2Error, match="there is no folder"):
+        load_image_folder(tmp_path / "absent", SIZE)
+    (tmp_path / "a.txt").write_text("no image")
+    with pytest.raises(StyleGAN2Error, match=r"holds no images; expected files ending in \.png"):
+        load_image_folder(tmp_path, SIZE)
+
+
+def test_batches_take_any_size(folder: Path) -> None:
+    save(folder / "b" / "1.png", grey(3, (2, 5)))
+    shapes = [batch.shape for batch in image_batches(folder)]
+    assert shapes == [(1, 4, 8, 3), (1, 4, 8, 3), (1, 2, 5, 1), (1, 4, 8, 3)]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Resizing
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_resizing_cuts_off_equally_at_both_ends(tmp_path: Path) -> None:
+    """8 × 32 becomes 4 × 8: the 16 columns in the middle are halved."""
+    picture = np.random.default_rng(0).integers(0, 256, (8, 32)).astype(np.uint8)
+    save(tmp_path / "wide.png", picture)
+    save(tmp_path / "tall.png", np.ascontiguousarray(picture.T))  # 32 × 8: 4 rows in the middle, not scaled
+    tall, wide = load_image_folder(tmp_path, SIZE, resize=True).images[..., 0]
+    halved = np.asarray(Image.fromarray(picture).resize((16, 4), Image.Resampling.LANCZOS))
+    assert np.array_equal(wide, halved[:, 4:12])
+    assert np.array_equal(tall, picture.T[14:18])
+
+
+def test_images_of_the_right_size_are_not_touched_by_resizing(folder: Path) -> None:
+    before = load_image_folder(folder, SIZE).images
+    assert np.array_equal(load_image_folder(folder, SIZE, resize=True).images, before)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 253))
+def test_resizing_gives_the_size_and_keeps_flat_colour(height: int, width: int, value: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        save(Path(name) / "a.png", colour(value, (height, width)))
+        images = load_image_folder(Path(name), SIZE, resize=True).images
+    assert np.array_equal(images, colour(value)[None])
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Labels
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_classes_become_one_hot_in_the_order_of_the_images(folder: Path) -> None:
+    write_labels(folder, [["c.PNG", 3], ["a.png", 0], ["other.png", 7], ["b/0.png", 1]])
+    labels = load_image_folder(folder, SIZE).labels
+    assert labels is not None
+    assert labels.dtype == np.float32
+    assert labels.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_vectors_are_taken_as_they_are(folder: Path) -> None:
+    write_labels(folder, [["a.png", [0.5, -1]], ["b/0.png", [2, 3.25]], ["c.PNG", [0, 0]]])
+    labels = load_image_folder(folder, SIZE).labels
+    assert labels is not None
+    assert labels.dtype == np.float32
+    assert labels.tolist() == [[0.5, -1], [2, 3.25], [0, 0]]
+
+
+def test_null_stands_for_no_labels(folder: Path) -> None:
+    write_labels(folder, None)
+    assert load_image_folder(folder, SIZE).labels is None
+
+
+def test_missing_and_double_labels_are_named_together(folder: Path) -> None:
+    write_labels(folder, [["a.png", 0], ["c.PNG", 1], ["c.PNG", 0]])
+    with pytest.raises(
+        StyleGAN2Error, match=r"no label for b/0\.png \(1 in all\).*more than one label for c\.PNG"
+    ):
+        load_image_folder(folder, SIZE)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1, [2]],
+        [0, 1, -1],
+        [0, 1, True],
+        [0, 1, 1.0],
+        [0, 1, None],
+        [0, 1, 10**30],
+        ["0", "1", "2"],
+        [[1], [2], [3, 4]],
+        [[], [], []],
+        [[1], [2], ["3"]],
+        [[1], [2], [float("nan")]],
+        [[1], [2], [1e300]],
+        [[True], [False], [True]],
+    ],
+)
+def test_labels_must_be_classes_or_equally_long_vectors(labels: list[Any], folder: Path) -> None:
+    write_labels(folder, list(zip(["a.png", "b/0.png", "c.PNG"], labels, strict=True)))
+    with pytest.raises(
+        StyleGAN2Error, match=r"dataset\.json: expected for every image a class .* or .* a list"
+    ):
+        load_image_folder(folder, SIZE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"labels": 3}', '{"labels": ["a.png"]}', '{"labels": [[["a.png"], 0]]}', "\xff"],
+)
+def test_malformed_labels_say_what_is_expected(text: str, folder: Path) -> None:
+    (folder / LABELS).write_bytes(text.encode("latin1"))
+    with pytest.raises(
+        StyleGAN2Error, match=r'dataset\.json: .*expected \{"labels": \[\["image\.png", 0\], …\]\}'
+    ):
+        load_image_folder(folder, SIZE)
