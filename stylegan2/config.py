@@ -49,7 +49,7 @@ class TrainingOptions(Section):
         mapping_layers: layers of the mapping network.
         num_fp16_res: on CUDA, so many of the highest resolutions compute in half precision; auto = 0.
         half_precision: which half precision that is.
-        conv_clamp: convolutions are limited to ± this; auto = 256 with half precision, else null (no limit).
+        conv_clamp: convolutions are limited to ± this; auto = 256 with half precision, else no limit (null).
         lr: learning rate of both networks, before the correction for lazy regularisation.
         gamma: weight of the R1 penalty.
         ema_kimg: half-life of the generator's moving average, in thousands of images.
@@ -134,6 +134,8 @@ class TrainingOptions(Section):
             problems.append(f"base_grid: got {self.base_grid}, expected the larger of both to be 4")
         if self.grow and self.init is None:
             problems.append("grow: there is nothing to grow from; set init or leave grow out")
+        if self.freezed and (self.init is None or self.grow):
+            problems.append("freezed: layers that start afresh would never learn; needs init and no grow")
         if self.kid_images == 1:
             problems.append("kid_images: got 1, expected 0 (off) or at least 2")
         if self.aug == "fixed" and self.p == 0:
@@ -305,9 +307,9 @@ def resolve(
         "ada_kimg": 100.0 if tuning else 500.0,
         **(source or {}),
     }
-    if "conv_clamp" not in defaults:
-        half = named["num_fp16_res"] if named["num_fp16_res"] != "auto" else defaults["num_fp16_res"]
-        defaults["conv_clamp"] = 256.0 if half else None
+    half = defaults["num_fp16_res"] if named["num_fp16_res"] == "auto" else named["num_fp16_res"]
+    if defaults.get("conv_clamp") is None:
+        defaults["conv_clamp"] = 256.0 if half else None  # half precision overflows without a limit
     return ResolvedOptions.model_validate(
         {name: defaults[name] if value == "auto" else value for name, value in named.items()}
     )
@@ -325,6 +327,10 @@ def batch_problems(resolved: ResolvedOptions) -> list[str]:
         problems.append(
             f"pl_batch_shrink: got {resolved.pl_batch_shrink}, expected at most batch = {resolved.batch}"
         )
+    blocks = resolved.resolution.bit_length() - 3  # from 8 pixels on
+    layers = 1 + blocks * {"orig": 2, "skip": 3, "resnet": 3}[resolved.d_architecture]
+    if resolved.freezed > layers:
+        problems.append(f"freezed: got {resolved.freezed}, but the blocks have {layers} layers in all")
     if resolved.channel_base < resolved.resolution:
         least = resolved.resolution / FULL_CHANNEL_BASE
         problems.append(f"fmaps: too small for resolution {resolved.resolution}; use at least {least:g}")

@@ -177,7 +177,7 @@ class _Reader:
                 "a network of StyleGAN's TensorFlow generation; only files of the PyTorch generation "
                 "(stylegan2-ada-pytorch) can be read: take the PyTorch file of that network"
             )
-        names = "\n  - ".join(sorted(self.refused))
+        names = "\n  - ".join(ascii(name)[1:-1] for name in sorted(self.refused))  # no escape sequences
         raise StyleGAN2Error(
             f"refused, since it asks for more than tensors and plain containers:\n  - {names}\n"
             "Nothing of it was run. A StyleGAN2-ADA file contains no such names: open it with nothing else "

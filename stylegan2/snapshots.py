@@ -146,7 +146,7 @@ class Snapshots:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(
-            {name: "" if value is None else f"{value:.8g}" for name, value in row.items()}
+            {name: "" if value is None else f"{value:.6g}" for name, value in row.items()}
             for row in self.rows
         )
         write_atomically(folder / "kid.csv", text.getvalue().encode())

@@ -41,6 +41,7 @@ from stylegan2.network_folder import check_and_load, save_weights, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
 from stylegan2.ops import describe_implementation
+from stylegan2.ops.allocation import keep_freed_memory
 from stylegan2.optimisation import lazy_adam, step_with_gradients, trainable
 from stylegan2.randomness import Stream, derive_seed
 from stylegan2.snapshots import Snapshots
@@ -99,6 +100,8 @@ def train(
     if source is not None:
         check_source(source, options, resolved, images, labels)
     log.info("%s", describe_implementation(device))
+    if device.type == "cpu":
+        keep_freed_memory()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         trainer = Trainer(
             images,
@@ -470,6 +473,7 @@ class Trainer:
             **self._identity(),
             "images_seen": self.images_seen,
             "p": 0.0 if self.augment is None else float(self.augment.p),
+            "imported_from": None if self.source is None else self.source.imported_from,
             **provenance,
         }
         write_config(out_dir, config)

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import http.client
 import inspect
+import logging
 import os
 import shutil
 import urllib.error
@@ -25,7 +26,14 @@ from torch import Tensor, nn
 from stylegan2.config import ResolvedOptions, TrainingOptions
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.files import write_atomically
-from stylegan2.network_folder import CONFIG, check_and_load, init_kwargs, load_weights, read_tensors
+from stylegan2.network_folder import (
+    CONFIG,
+    check_and_load,
+    init_kwargs,
+    load_weights,
+    read_config,
+    read_tensors,
+)
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
 from stylegan2.nvidia import read_nvidia_pickle, write_imported
@@ -42,6 +50,9 @@ NAMED_ADDRESSES = {
 }
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+log = logging.getLogger(__name__)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -85,13 +96,21 @@ def find_networks(init: str) -> Path:
     """
     if init in shipped_names():
         return SHIPPED / init
-    if is_address(init):
-        return _imported(_downloaded(NAMED_ADDRESSES.get(init, init)))
     path = Path(init)
-    if path.is_dir():
-        return path
-    if path.is_file():
-        return _imported(path)
+    try:
+        if is_address(init):
+            return _imported(_downloaded(NAMED_ADDRESSES.get(init, init)))
+        if path.is_dir():
+            return path
+        if path.is_file():
+            return _imported(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, StyleGAN2Error):
+            raise
+        raise StyleGAN2Error(
+            f"init: {init} cannot be used ({error}); check address or path, and that {cache_folder()} can "
+            f"be written to (${CACHE_VARIABLE} names another folder)"
+        ) from None
     names = ", ".join([*shipped_names(), *NAMED_ADDRESSES])
     raise StyleGAN2Error(
         f"init: there is no {init!r}; expected one of {names}, an https address, a file or the folder of a "
@@ -101,12 +120,21 @@ def find_networks(init: str) -> Path:
 
 def _downloaded(address: str) -> Path:
     """Download once; the checksum of the first download is recorded and later ones must agree with it."""
+    parts = urllib.parse.urlparse(address)
+    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+        raise StyleGAN2Error(f"init: {address} is not encrypted; give an https address, or a file")
     key = hashlib.sha256(address.encode()).hexdigest()[:16]
-    name = Path(urllib.parse.urlparse(address).path).name or "networks.pkl"
+    name = Path(parts.path).name or "networks.pkl"
     target = cache_folder() / "downloads" / f"{key}-{name}"
     record = target.with_name(f"{target.name}.sha256")
     if not target.exists():
+        log.info("downloading %s; its licence is that of its publisher, see docs/stylegan2.md", address)
         _download(address, target)
+        try:
+            read_nvidia_pickle(target)  # a web page, say, must not be remembered as the file
+        except StyleGAN2Error:
+            target.unlink()
+            raise
     checksum = _sha256(target)
     if not record.exists():
         write_atomically(record, f"{checksum}\n".encode())
@@ -147,7 +175,12 @@ def _imported(pickle: Path) -> Path:
     """Import a pickle into the cache, once for each content."""
     folder = cache_folder() / "imported" / _sha256(pickle)
     if not (folder / CONFIG).exists():
-        write_imported(read_nvidia_pickle(pickle), folder)
+        networks = read_nvidia_pickle(pickle)
+        try:
+            write_imported(networks, folder)
+        except (StyleGAN2Error, OSError):
+            if not (folder / CONFIG).exists():  # otherwise another process was faster
+                raise
     return folder
 
 
@@ -169,13 +202,15 @@ class SourceNetworks:
         folder: of a trained GAN.
         generator: arguments that the generator was built with.
         discriminator: arguments that the discriminator was built with.
-        sha256: of both weight files.
+        sha256: of the weight files.
+        imported_from: name and SHA-256 of the pickle that they were imported from; None for our own.
     """
 
     folder: Path
     generator: dict[str, Any]
     discriminator: dict[str, Any]
     sha256: str
+    imported_from: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, init: str) -> "SourceNetworks":
@@ -194,7 +229,8 @@ class SourceNetworks:
         _check_arguments(folder, Discriminator, discriminator)
         raw = raw_generator_path(folder)
         digest = hashlib.sha256("".join(map(_sha256, dict.fromkeys([*files, raw]))).encode())
-        return cls(folder, generator, discriminator, digest.hexdigest())
+        imported_from = read_config(folder).get("imported_from")
+        return cls(folder, generator, discriminator, digest.hexdigest(), imported_from)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -285,6 +321,9 @@ def network_kwargs(
         if options.base_grid != [4, 4]:
             synthesis["base_grid"] = discriminator["base_grid"] = list(options.base_grid)
     half = {"num_fp16_res": options.num_fp16_res, "half_dtype": options.half_precision}
+    blocks = discriminator["block_kwargs"] = dict(discriminator.get("block_kwargs") or {})
+    if options.num_fp16_res and not synthesis.get("num_fp16_res"):
+        synthesis["fp16_channels_last"] = blocks["fp16_channels_last"] = True
     for kwargs in (synthesis, discriminator):
         if options.num_fp16_res or kwargs.get("num_fp16_res"):
             kwargs |= half
@@ -294,11 +333,10 @@ def network_kwargs(
         **(discriminator.get("epilogue_kwargs") or {}),
         "mbstd_group_size": options.mbstd_group,
     }
-    if options.freezed or discriminator.get("block_kwargs"):  # what the source froze does not stay frozen
-        discriminator["block_kwargs"] = {
-            **(discriminator.get("block_kwargs") or {}),
-            "freeze_layers": options.freezed,
-        }
+    if options.freezed or "freeze_layers" in blocks:  # what the source froze does not stay frozen
+        blocks["freeze_layers"] = options.freezed
+    if not blocks:
+        del discriminator["block_kwargs"]
     return generator, discriminator
 
 

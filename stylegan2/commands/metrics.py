@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from stylegan2.commands.parameters import device_option, example, select_device, shows_errors
+from stylegan2.commands.parameters import class_option, device_option, example, select_device, shows_errors
 from stylegan2.errors import StyleGAN2Error
 
 
@@ -23,6 +23,7 @@ from stylegan2.errors import StyleGAN2Error
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Folder that keeps the features of real images."
 )
+@class_option
 @device_option
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Also write the numbers to this JSON file."
@@ -38,6 +39,7 @@ def metrics(
     weights: Path | None,
     k: int,
     cache: Path | None,
+    class_index: int | None,
     device: str,
     out: Path | None,
 ) -> None:
@@ -51,19 +53,22 @@ def metrics(
     from stylegan2.files import write_atomically
     from stylegan2.image_folder import image_batches
     from stylegan2.metrics import compare_image_sets
-    from stylegan2.sampling import load_generator, sample_images
+    from stylegan2.sampling import load_generator, raise_problems, sample_images, sampling_problems
 
     if (fake is None) == (network is None):
         raise StyleGAN2Error("give one of --fake FOLDER and --network NETWORK_DIR")
     chosen = select_device(device)
-    feature_network = load_feature_network(features, chosen, weights)
-    real_features = extract_features(feature_network, image_batches(real), cache=cache)
     if fake is not None:
         images = image_batches(fake)
     else:
         assert network is not None
         generator = load_generator(network, chosen)
-        images = (image[None] for image in sample_images(generator, range(count), psi))
+        raise_problems(sampling_problems(generator, range(count), psi, class_index=class_index))
+        images = (
+            image[None] for image in sample_images(generator, range(count), psi, class_index=class_index)
+        )
+    feature_network = load_feature_network(features, chosen, weights)
+    real_features = extract_features(feature_network, image_batches(real), cache=cache)
     fake_features = extract_features(feature_network, images)
     comparison = compare_image_sets(real_features, fake_features, feature_network.name, k)
     text = json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False)

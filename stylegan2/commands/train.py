@@ -16,6 +16,8 @@ from stylegan2.commands.parameters import device_option, example, output_option,
 from stylegan2.config import TrainingOptions
 from stylegan2.errors import StyleGAN2Error
 
+_INTERRUPTED = 130  # as shells report a program that SIGINT ended
+
 
 def _value(text: str) -> Any:
     """Read a value as JSON, or else as text: 3, 0.5, null, [3, 4], ada."""
@@ -70,7 +72,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Between saves.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the resolved options and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved options and stop; --data is not read.")
 @device_option
 @output_option("OUT", "Folder of the trained GAN.")
 @training_options
@@ -115,16 +117,20 @@ def train(
         raise StyleGAN2Error(f"{out} holds a finished training; name another folder or delete this one")
     folder = load_image_folder(data, resolved.image_size, resize)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(
-        folder.images,
-        options,
-        seed=seed,
-        out_dir=out,
-        checkpoint_dir=checkpoints,
-        checkpoint_minutes=checkpoint_minutes,
-        device=select_device(device),
-        labels=folder.labels,
-    )
+    try:
+        train(
+            folder.images,
+            options,
+            seed=seed,
+            out_dir=out,
+            checkpoint_dir=checkpoints,
+            checkpoint_minutes=checkpoint_minutes,
+            device=select_device(device),
+            labels=folder.labels,
+        )
+    except KeyboardInterrupt as interruption:
+        click.echo(f"{interruption or 'interrupted'}; the same command goes on from there", err=True)
+        raise SystemExit(_INTERRUPTED) from None
     shutil.rmtree(checkpoints)  # its pictures and tables are in OUT as well
     click.echo(f"{out}: {len(folder.images)} images seen for {resolved.kimg:g} kimg")
 

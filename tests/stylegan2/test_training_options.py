@@ -75,6 +75,7 @@ def trainer_of(folder: Path, labels: NDArray[np.float32] | None = None, **change
         {"subset": 0},
         {"freezed": True},
         {"freezed": -1},
+        {"freezed": 2},  # random layers would stay as they are
         {"ema_rampup": "null"},
         {"init": 3},
         {"kimg": "Auto"},
@@ -344,7 +345,7 @@ def test_frozen_layers_keep_their_weights_and_the_others_learn(tmp_path: Path) -
 
 
 def test_frozen_layers_are_out_of_the_optimiser_s_reach(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, freezed=100)  # more than there are: all but the head
+    trainer = trainer_of(tmp_path, freezed=7, init="elsewhere")  # all but the head
     names = {name for name, _ in trainer.discriminator.named_parameters()}
     assert all(name.startswith("b4.") for name in names)
     (group,) = trainer.optimizer_d.param_groups
@@ -355,8 +356,17 @@ def test_frozen_layers_are_out_of_the_optimiser_s_reach(tmp_path: Path) -> None:
     assert {name for name in before if not torch.equal(before[name], after[name])} == names
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"grow": True, "freezed": 2}, "needs init and no grow"), ({"freezed": 8}, "have 7 layers in all")],
+)
+def test_what_cannot_be_frozen(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**{**SMALL, **values}, init="elsewhere")
+
+
 def test_a_checkpoint_with_frozen_layers_can_be_resumed(tmp_path: Path) -> None:
-    resolved = resolve(TrainingOptions(**SMALL, freezed=3))
+    resolved = resolve(TrainingOptions(**SMALL, freezed=3, init="elsewhere"))
     file = tmp_path / "checkpoint.safetensors"
     both = [
         Trainer(pictures(), resolved, seed=1, device=CPU, progress_dir=tmp_path, checkpoint=file)

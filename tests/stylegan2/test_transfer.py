@@ -237,6 +237,15 @@ def test_what_shapes_no_weights_may_be_changed(tmp_path: Path) -> None:
     assert "b16.fromrgb.weight" in dict(discriminator.named_buffers())
 
 
+def test_half_precision_is_channels_last_and_limited(tmp_path: Path) -> None:
+    source = SourceNetworks.load(str(write_folder(tmp_path)))
+    options = resolved_from(source, num_fp16_res=2)
+    assert options.conv_clamp == 256
+    generator, _, discriminator = networks_from(source, options)
+    assert generator.synthesis.b16.channels_last and discriminator.b16.channels_last
+    assert not generator.synthesis.b4.channels_last
+
+
 def test_layers_that_the_source_froze_are_trained_again(tmp_path: Path) -> None:
     write_folder(tmp_path)
     config = read_config(tmp_path)

@@ -95,6 +95,7 @@ def server() -> Iterator[Server]:
 def no_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the import out, so that a test sees the downloaded file itself."""
     monkeypatch.setattr(transfer, "_imported", lambda path: path)
+    monkeypatch.setattr(transfer, "read_nvidia_pickle", lambda path: None)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -132,6 +133,7 @@ def test_nothing_is_shipped_where_the_folder_is_absent(
 
 
 def test_every_shipped_network_can_be_loaded() -> None:
+    assert "phantom128" in transfer.shipped_names()
     for name in transfer.shipped_names():
         networks = SourceNetworks.load(name)
         assert networks.generator["img_resolution"] == networks.discriminator["img_resolution"]
@@ -222,7 +224,7 @@ def test_a_missing_file_is_an_error(server: Server, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:1/net.pkl", "http://127.0.0.1:x/net.pkl", "https://", "http://a b/c"]
+    "address", ["http://127.0.0.1:1/net.pkl", "http://127.0.0.1:x/net.pkl", "https://", "https://a b/c"]
 )
 def test_an_address_that_nobody_answers_at_is_an_error(address: str, cache: Path) -> None:
     with pytest.raises(StyleGAN2Error, match=r"cannot download .*; check address and connection"):
@@ -282,9 +284,24 @@ def test_a_pickle_is_downloaded_imported_and_then_remembered(
     def unexpected(path: Path) -> None:
         raise AssertionError("imported again")
 
-    monkeypatch.setattr("stylegan2.nvidia.read_nvidia_pickle", unexpected)
+    monkeypatch.setattr(transfer, "read_nvidia_pickle", unexpected)
     assert SourceNetworks.load(address) == source
     assert server.requests == ["/net.pkl"]
+
+
+def test_a_web_page_is_not_remembered_as_the_file(server: Server, cache: Path) -> None:
+    address = server.serve("/net.pkl", b"<!DOCTYPE html><p>Log in first</p>")
+    for _ in range(2):
+        with pytest.raises(StyleGAN2Error):
+            find_networks(address)
+    assert server.requests == ["/net.pkl"] * 2
+    assert files_below(cache) == []
+
+
+@pytest.mark.parametrize("address", ["http://example.org/net.pkl", "https://[bad/net.pkl"])
+def test_unusable_addresses_are_errors(address: str, cache: Path) -> None:
+    with pytest.raises(StyleGAN2Error, match="init: "):
+        find_networks(address)
 
 
 @pytest.mark.shared
