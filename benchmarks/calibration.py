@@ -11,6 +11,8 @@ import argparse
 import json
 import math
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -72,16 +74,33 @@ def unit_seconds(times: Mapping[str, Sequence[float]]) -> float:
     return sum(statistics.median(seconds) for seconds in times.values())
 
 
+def calibrate(threads: int, rounds: int = 6) -> dict[str, list[float]]:
+    """Time the pieces in a process of its own.
+
+    What a process has allocated before decides whether new tensors are fresh pages, which is most of the time
+    of the element-wise piece; the baseline's unit was measured in a process that does nothing else.
+    """
+    command = [sys.executable, __file__, "--threads", str(threads), "--rounds", str(rounds), "--times"]
+    times: dict[str, list[float]] = json.loads(
+        subprocess.run(command, check=True, capture_output=True).stdout
+    )
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print this machine's unit of cost as JSON.")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--times", action="store_true", help="print every time instead of medians")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     calibration = Calibration()
     for _ in range(args.rounds):
         calibration.measure()
     times = calibration.take()
+    if args.times:
+        print(json.dumps(times))
+        return
     pieces = {f"{name}_s": statistics.median(seconds) for name, seconds in times.items()}
     print(json.dumps({"unit_s": unit_seconds(times), **pieces, "threads": args.threads}))
 

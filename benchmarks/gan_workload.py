@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibration import Calibration, unit_seconds
+from calibration import calibrate, unit_seconds
 
 from stylegan2.augment import AugmentPipe
 from stylegan2.ema import ema_beta, update_average
@@ -145,16 +145,13 @@ def seconds_per_kimg(phases: dict[str, float], batch: int) -> float:
     return per_iteration * 1000 / batch
 
 
-def measure_round(workload: Workload, calibration: Calibration) -> dict[str, Any]:
-    """Time every phase and the sampling once over, with the calibration before, between and after."""
-    phases = {}
-    for name, phase in workload.phases.items():
-        calibration.measure()
-        phases[name] = timed(phase, CALLS_PER_ROUND)
-    calibration.measure()
+def measure_round(workload: Workload) -> dict[str, Any]:
+    """Time every phase and the sampling once over, with the calibration before and after."""
+    before = calibrate(workload.config.threads)
+    phases = {name: timed(phase, CALLS_PER_ROUND) for name, phase in workload.phases.items()}
     sampling = timed(workload.sample, SAMPLING_BATCHES)
-    calibration.measure()
-    pieces = calibration.take()
+    after = calibrate(workload.config.threads)
+    pieces = {name: before[name] + after[name] for name in before}
     unit = unit_seconds(pieces)
     kimg = seconds_per_kimg({k: statistics.median(v) for k, v in phases.items()}, workload.config.batch)
     images_per_s = workload.config.batch / statistics.median(sampling)
@@ -171,16 +168,16 @@ def measure_round(workload: Workload, calibration: Calibration) -> dict[str, Any
 
 def measure_times(config: Config) -> dict[str, Any]:
     """Medians over the rounds, after a warm-up of every phase."""
-    workload, calibration = Workload(config), Calibration()
+    workload = Workload(config)
     for work in (*workload.phases.values(), workload.sample):
         work()
-    rounds = [measure_round(workload, calibration) for _ in range(config.rounds)]
+    rounds = [measure_round(workload) for _ in range(config.rounds)]
 
     def over_rounds(name: str) -> dict[str, float]:
         values = [measured[name] for measured in rounds]
         return {name: statistics.median(values), f"{name}_lo": min(values), f"{name}_hi": max(values)}
 
-    pieces = {k: [t for measured in rounds for t in measured["pieces"][k]] for k in calibration.pieces}
+    pieces = {k: [t for measured in rounds for t in measured["pieces"][k]] for k in rounds[0]["pieces"]}
     phases = {k: [t for measured in rounds for t in measured["phases"][k]] for k in workload.phases}
     return {
         **over_rounds("unit_s"),

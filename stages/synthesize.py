@@ -1,7 +1,8 @@
 """Generate the pool of synthetic images."""
 
 import csv
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from tqdm import tqdm
@@ -30,17 +31,20 @@ class Params(Strict):
     snapshot: Literal["last", "best"] = "last"
 
 
-@stage_command("synthesize", Params, expected_errors=(StyleGAN2Error,))
+def check_snapshot(sections: Mapping[str, Any]) -> list[str]:
+    """Say when the best snapshot is asked for but none is measured: late, it costs a training."""
+    if sections["synthesize"].snapshot == "last" or sections["train_gan"].kid_images > 0:
+        return []
+    return ["synthesize.snapshot: got 'best', but train_gan.kid_images is 0; set it, or use 'last'"]
+
+
+@stage_command("synthesize", Params, cross_check=check_snapshot, expected_errors=(StyleGAN2Error,))
 def main(run: StageRun) -> None:
     """Generate the pool of synthetic images."""
     params: Params = run.params
     gan = run.dep("models/gan")
     if params.snapshot == "best":
         gan = gan / "best"
-        if not gan.is_dir():
-            raise StyleGAN2Error(
-                "synthesize.snapshot: no KID was measured; set train_gan.kid_images, or use last"
-            )
     generator = load_generator(gan, run.runtime.torch_device())
     folder = run.out("data/synthetic/images")
     folder.mkdir(parents=True)

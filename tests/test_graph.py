@@ -102,3 +102,12 @@ def test_more_synthetic_images_than_the_pool_holds_are_refused_before_anything_r
         check_all_sections(params, GRAPH)
     params["retrain"]["order"] = ["real"]
     check_all_sections(params, GRAPH)
+
+
+def test_the_best_snapshot_needs_measured_ones() -> None:
+    params = read_yaml(ROOT / "params.yaml")
+    params["synthesize"]["snapshot"] = "best"
+    check_all_sections(params, GRAPH)
+    params["train_gan"]["kid_images"] = 0
+    with pytest.raises(UserError, match=r"synthesize\.snapshot: got 'best', but train_gan\.kid_images is 0"):
+        check_all_sections(params, GRAPH)
