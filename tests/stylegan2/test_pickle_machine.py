@@ -52,7 +52,7 @@ def test_containers_that_occur_twice_stay_one(protocol: int) -> None:
         (b"\x80\x02(ios\nsystem\n.", "INST"),
         (b"\x80\x04cos\nsystem\n)}\x92.", r"os\.system"),
         (b"\x80\x02Pwhatever\n.", "PERSID"),
-        (b"\x80\x02cos\\?\nsystem\n.", r"- os\\\?\.system"),
+        (b"\x80\x02cos\\?\nsystem\n.", r"- os\\\\\?\.system"),
         (b"\x80\x02K\x01Q.", "outside it"),
         (b"\x80\x04ccollections\nOrderedDict\n)\x81.", "not a plain container"),
         (b"\x80\x04}}R.", "calls a dict"),

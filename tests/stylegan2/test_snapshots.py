@@ -131,7 +131,7 @@ def test_kid_is_that_between_training_images_and_samples(tmp_path: Path, feature
     assert taken.rows == [pytest.approx(row, rel=1e-6)]
     (written,) = read_rows(tmp_path / "kid.csv")
     assert tuple(written) == COLUMNS
-    assert {name: float(value) for name, value in written.items()} == pytest.approx(row, rel=1e-6)
+    assert {name: float(value) for name, value in written.items()} == pytest.approx(row, rel=1e-5)
     with Image.open(tmp_path / "samples" / "generated_000004000.png") as file:
         grid = image_grid(pixels[0].transpose(0, 2, 3, 1), 2)
         assert np.array_equal(np.asarray(file), grid)
