@@ -181,7 +181,7 @@ def test_the_same_seed_gives_the_same_metrics_and_weights(project: Project) -> N
     assert project.repro("--force") == STAGES
     assert project.metrics() == before
     assert project.weights() == weights
-    assert len(weights) == 8  # three segmenters, one of them twice; generator thrice, discriminator
+    assert len(weights) == 8  # four of segmenters (two are the members of the ensemble), four of the GAN
 
 
 def test_a_stage_cannot_read_the_test_split(project: Project) -> None:
