@@ -69,12 +69,21 @@ def predict(
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the collection.")
 @click.option("--first", default=0, show_default=True, type=click.IntRange(0), help="First number.")
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="To draw with.")
+@click.option(
+    "--blood",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 10, min_open=True),
+    help="Factor on the vessels' absorbance: 1 as in DRIVE, 2.5 for a GAN to learn vessels from.",
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New folder.")
-def phantoms(count: int, size: int, seed: int, first: int, processes: int, output: Path) -> None:
+def phantoms(
+    count: int, size: int, seed: int, first: int, processes: int, blood: float, output: Path
+) -> None:
     """Draw phantoms: fundus images that were never photographed, whose vessels are known exactly.
 
-    Writes images/000000.png, … and vessels/000000.png, … (0 or 255). A phantom depends on seed, number and
-    size alone.
+    Writes images/000000.png, … and vessels/000000.png, … (0 or 255). A phantom depends on seed, number,
+    size and blood alone.
     """
     from pipeline.images import write_png
     from pipeline.phantom import draw_phantoms
@@ -85,7 +94,7 @@ def phantoms(count: int, size: int, seed: int, first: int, processes: int, outpu
     for name in ("images", "vessels"):
         (output / name).mkdir(parents=True, exist_ok=True)
     numbers = range(first, first + count)
-    drawn = draw_phantoms(seed, numbers, size, processes=min(processes, count), progress=True)
+    drawn = draw_phantoms(seed, numbers, size, processes=min(processes, count), progress=True, blood=blood)
     for number, phantom in zip(numbers, drawn, strict=True):
         write_png(output / "images" / f"{number:06d}.png", phantom.image)
         write_png(output / "vessels" / f"{number:06d}.png", phantom.vessels)

@@ -6,10 +6,11 @@ Vessels are drawn once, at a multiple of the image size: the mask holds the pixe
 least one half, and the photograph is the background dimmed by the blood in the same vessels.
 """
 
+import functools
 import math
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ _ABSORBANCE = np.array([0.11, 0.34, 0.23])
 _ABSORBANCE_DIAMETER = 0.026  # 7 px in FOV radii
 
 FloatArray = NDArray[np.float32]
+_DrawChunk = Callable[[Sequence[int]], list["Phantom"]]
 
 
 @dataclass(frozen=True)
@@ -100,21 +102,23 @@ class _Frame:
         return np.stack([x, y], axis=-1)
 
 
-def draw_phantom(seed: int, index: int, size: int) -> Phantom:
+def draw_phantom(seed: int, index: int, size: int, blood: float = 1.0) -> Phantom:
     """Draw one phantom.
 
     Args:
         seed: seed of the collection, ≥ 0.
         index: number of the phantom within the collection, ≥ 0.
         size: side of the square image in pixels, at least 32.
+        blood: factor on the absorbance of the vessels: 1 as in DRIVE, more for darker vessels, > 0. The
+            masks do not depend on it.
 
     Returns:
-        The phantom: it depends on the three arguments only, and the eye on seed and index only.
+        The phantom: it depends on the arguments only, and the eye on seed and index only.
 
     Raises:
         UserError: if an argument is out of range.
     """
-    _check(seed, [index], size)
+    _check(seed, [index], size, blood=blood)
     streams = np.random.SeedSequence([seed, index]).spawn(3)
     anatomy_rng, look_rng, sensor_rng = (np.random.default_rng(stream) for stream in streams)
     anatomy = random_anatomy(anatomy_rng)
@@ -126,13 +130,19 @@ def draw_phantom(seed: int, index: int, size: int) -> Phantom:
     fov = distance < 1.0
     image = _retina(look_rng, anatomy, x, y)
     coverage, absorbance = _draw_vessels(vessels, frame, look_rng)
-    image *= np.exp(-absorbance[..., None] * _ABSORBANCE.astype(np.float32) * _random_tint(look_rng))
+    colour = np.float32(blood) * _ABSORBANCE.astype(np.float32) * _random_tint(look_rng)
+    image *= np.exp(-absorbance[..., None] * colour)
     photograph = _photograph(image, distance, x, frame, look_rng, sensor_rng)
     return Phantom(image=photograph, vessels=(coverage >= 0.5) & fov, fov=fov)
 
 
 def draw_phantoms(
-    seed: int, indices: Sequence[int], size: int, processes: int = 1, progress: bool = False
+    seed: int,
+    indices: Sequence[int],
+    size: int,
+    processes: int = 1,
+    progress: bool = False,
+    blood: float = 1.0,
 ) -> Iterator[Phantom]:
     """Draw many phantoms, in order, in parallel.
 
@@ -142,6 +152,7 @@ def draw_phantoms(
         size: side of the square images in pixels, at least 32.
         processes: worker processes; 1 draws in this process. It never changes the result.
         progress: show a progress bar on stderr.
+        blood: factor on the absorbance of the vessels, as in `draw_phantom`.
 
     Returns:
         An iterator over the phantoms in the order of `indices`. Only a few chunks are drawn ahead of the
@@ -151,19 +162,20 @@ def draw_phantoms(
     Raises:
         UserError: if an argument is out of range (at once, not at the first phantom).
     """
-    _check(seed, indices, size, processes)
-    phantoms = _in_process(seed, indices, size) if processes == 1 else _pooled(seed, indices, size, processes)
+    _check(seed, indices, size, processes, blood)
+    draw = functools.partial(_draw_chunk, seed=seed, size=size, blood=blood)
+    phantoms = _in_process(draw, indices) if processes == 1 else _pooled(draw, indices, processes)
     if progress:
         return iter(tqdm(phantoms, total=len(indices), desc="drawing phantoms", unit="image"))
     return phantoms
 
 
-def _in_process(seed: int, indices: Sequence[int], size: int) -> Iterator[Phantom]:
+def _in_process(draw: _DrawChunk, indices: Sequence[int]) -> Iterator[Phantom]:
     for index in indices:
-        yield draw_phantom(seed, index, size)
+        yield from draw([index])
 
 
-def _pooled(seed: int, indices: Sequence[int], size: int, processes: int) -> Iterator[Phantom]:
+def _pooled(draw: _DrawChunk, indices: Sequence[int], processes: int) -> Iterator[Phantom]:
     chunks = [list(indices[i : i + _CHUNK]) for i in range(0, len(indices), _CHUNK)]
     context = multiprocessing.get_context("spawn")  # fork is unsafe once OpenCV or torch run threads
     pending: deque[Future[list[Phantom]]] = deque()
@@ -172,7 +184,7 @@ def _pooled(seed: int, indices: Sequence[int], size: int, processes: int) -> Ite
     ) as pool:
         try:
             for chunk in chunks:
-                pending.append(pool.submit(_draw_chunk, seed, chunk, size))
+                pending.append(pool.submit(draw, chunk))
                 if len(pending) > 2 * processes:
                     yield from pending.popleft().result()
             while pending:
@@ -186,11 +198,11 @@ def _start_worker() -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
 
 
-def _draw_chunk(seed: int, indices: Sequence[int], size: int) -> list[Phantom]:
-    return [draw_phantom(seed, index, size) for index in indices]
+def _draw_chunk(indices: Sequence[int], seed: int, size: int, blood: float) -> list[Phantom]:
+    return [draw_phantom(seed, index, size, blood) for index in indices]
 
 
-def _check(seed: int, indices: Sequence[int], size: int, processes: int = 1) -> None:
+def _check(seed: int, indices: Sequence[int], size: int, processes: int = 1, blood: float = 1.0) -> None:
     """Report every argument that is out of range."""
     problems = Problems("cannot draw phantoms")
     if seed < 0:
@@ -202,6 +214,8 @@ def _check(seed: int, indices: Sequence[int], size: int, processes: int = 1) -> 
         problems.add(f"size: got {size} px; expected at least {MIN_SIZE} (smaller images show no vessels)")
     if processes < 1:
         problems.add(f"processes: got {processes}; expected at least 1 (1 draws without worker processes)")
+    if not 0 < blood < math.inf:
+        problems.add(f"blood: got {blood}; expected a finite factor > 0 (1 = as in DRIVE)")
     problems.raise_if_any()
 
 

@@ -181,11 +181,12 @@ def test_a_threshold_outside_zero_to_one_is_refused(tmp_path: Path, value: str) 
 
 def test_phantoms_are_those_of_the_collection(tmp_path: Path) -> None:
     arguments = ["--count", "2", "--first", "3", "--size", "32", "--seed", "5", "--processes", "1"]
+    arguments += ["--blood", "2"]
     result = CliRunner().invoke(main, ["phantoms", *arguments, "-o", str(tmp_path / "drawn")])
     assert result.exit_code == 0, result.output
     names = sorted(path.relative_to(tmp_path / "drawn").as_posix() for path in tmp_path.rglob("*.png"))
     assert names == [f"{kind}/{number:06d}.png" for kind in ("images", "vessels") for number in (3, 4)]
-    expected = draw_phantom(5, 4, 32)
+    expected = draw_phantom(5, 4, 32, blood=2.0)
     assert np.array_equal(read_rgb(tmp_path / "drawn" / "images" / "000004.png"), expected.image)
     vessels = np.asarray(Image.open(tmp_path / "drawn" / "vessels" / "000004.png"))
     assert np.array_equal(vessels, np.where(expected.vessels, 255, 0))

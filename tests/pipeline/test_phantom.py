@@ -127,6 +127,18 @@ def test_vessels_are_darker_than_what_surrounds_them(samples: list[Phantom]) -> 
         assert np.median(green[sample.vessels & inside]) < 0.96 * np.median(green[beside])
 
 
+def test_blood_darkens_the_vessels_and_nothing_else(samples: list[Phantom]) -> None:
+    usual = samples[0]
+    (bold,) = draw_phantoms(SEED, [0], usual.image.shape[0], blood=2.5)
+    assert np.array_equal(bold.vessels, usual.vessels)
+    core = usual.vessels & ~ndimage.binary_dilation(~usual.vessels)
+    core = core if core.any() else usual.vessels
+    far = usual.fov & ~ndimage.binary_dilation(usual.vessels, iterations=6)
+    darker = usual.image.astype(int) - bold.image
+    assert darker[core][:, 1].mean() > 10
+    assert np.median(np.abs(darker[far])) <= 1  # capillaries too thin for the mask are darker, too
+
+
 def test_mask_and_photograph_are_aligned() -> None:
     phantom = draw_phantom(SEED, 1, 256)
     green = phantom.image[..., 1].astype(np.float32)
@@ -168,9 +180,10 @@ def test_bad_argument(seed: int, index: int, size: int, message: str) -> None:
 
 def test_all_bad_arguments_are_reported_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        draw_phantoms(-1, [0, -3], 4, processes=0)  # not even iterated
-    assert all(f"{name}: got" in str(caught.value) for name in ("seed", "index", "size", "processes"))
-    assert "4 problems" in str(caught.value)
+        draw_phantoms(-1, [0, -3], 4, processes=0, blood=0.0)  # not even iterated
+    names = ("seed", "index", "size", "processes", "blood")
+    assert all(f"{name}: got" in str(caught.value) for name in names)
+    assert "5 problems" in str(caught.value)
 
 
 # -- vessel trees ------------------------------------------------------------------------------------
