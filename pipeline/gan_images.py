@@ -7,15 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.laterality import Side, turn_disc
 from pipeline.prepared import Sample
 
 
-def load_images(samples: Sequence[Sample], size: tuple[int, int]) -> NDArray[np.uint8]:
+def load_images(
+    samples: Sequence[Sample], size: tuple[int, int], disc_side: Side | None = None
+) -> NDArray[np.uint8]:
     """Load photographs, pad each with black to one aspect ratio and scale it.
 
     Args:
         samples: at least one.
         size: height and width of the result in pixels.
+        disc_side: mirror those photographs whose optic disc lies on the other side; None mirrors none.
 
     Returns:
         uint8 [N, height, width, 3], in the order of the samples.
@@ -25,7 +29,10 @@ def load_images(samples: Sequence[Sample], size: tuple[int, int]) -> NDArray[np.
     """
     if not samples:
         raise UserError("no training images for the GAN: the train split is empty; prepare a larger one")
-    return np.stack([fit(sample.load().image, size) for sample in samples])
+    images = [fit(sample.load().image, size) for sample in samples]
+    if disc_side is not None:
+        images = [turn_disc(image, disc_side) for image in images]
+    return np.stack(images)
 
 
 def fit(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

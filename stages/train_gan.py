@@ -1,23 +1,30 @@
 """Stage `train_gan`: train the GAN on the training images."""
 
 from pathlib import Path, PurePosixPath
+from typing import Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from pipeline.gan_images import load_images
 from pipeline.prepared import load_samples
 from stages.context import StageRun, stage_command
 from stylegan2.config import TrainingOptions, resolve
 from stylegan2.errors import StyleGAN2Error
+from stylegan2.sources import NAMED_ADDRESSES, is_local_path, shipped_names
 from stylegan2.training import train
-from stylegan2.transfer import NAMED_ADDRESSES, is_local_path, shipped_names
 
 PRETRAINED = "data/pretrained"
 SHIPPED_NETWORKS = "stylegan2/pretrained"
 
 
 class Params(TrainingOptions):
-    """Section `train_gan`: all of `TrainingOptions`; a local `init` must lie where DVC sees it."""
+    """Section `train_gan`: all of `TrainingOptions`; a local `init` must lie where DVC sees it.
+
+    Attributes:
+        disc_side: mirror training images so that every optic disc lies on this side; `any` mirrors none.
+    """
+
+    disc_side: Literal["any", "left", "right"] = "any"
 
     @field_validator("init")
     @classmethod
@@ -36,6 +43,15 @@ class Params(TrainingOptions):
                 )
         return init
 
+    @model_validator(mode="after")
+    def _one_eye_or_both(self) -> Self:
+        if self.mirror and self.disc_side != "any":
+            raise ValueError(
+                f"disc_side: got {self.disc_side!r} with mirror: true, which shows every image on both "
+                "sides; expected disc_side: any, or mirror: false"
+            )
+        return self
+
     @field_validator("cond")
     @classmethod
     def _without_labels(cls, cond: bool) -> bool:
@@ -51,8 +67,9 @@ def main(run: StageRun) -> None:
     run.dep(PRETRAINED)  # one of both is where a local options.init lies
     run.dep(SHIPPED_NETWORKS)
     samples = load_samples(run.dep("data/prepared/development"), "train")
+    side = None if options.disc_side == "any" else options.disc_side
     train(
-        load_images(samples, resolve(options).image_size),
+        load_images(samples, resolve(options).image_size, side),
         options,
         seed=run.seed,
         out_dir=run.out("models/gan"),

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -24,14 +24,21 @@ from stylegan2.files import write_atomically
 from stylegan2.network_folder import check_and_load, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
+from stylegan2.nvidia_arguments import (
+    DISCRIMINATOR,
+    GENERATOR,
+    Schema,
+    network_arguments,
+    plain_data,
+)
 from stylegan2.nvidia_pickle import ModuleRecord, read_pickle
+from stylegan2.terminal import printable
 
 _MAX_FILE_BYTES = 8 * 2**30
 _MAX_MODULES = 1_000
 _MAX_ENTRIES = 500  # of one module
 _MAX_DEPTH = 16
-_MAX_VALUES = 10_000
-_SIZE = 2**16  # of anything that a network has sizes of
+_MAX_TENSORS = 5_000
 
 _OTHER_FORMATS = {
     b"PK\x03\x04": "this is a zip archive, as torch.save writes it since torch 1.6",
@@ -102,13 +109,14 @@ def read_nvidia_pickle(path: Path) -> ImportedNetworks:
             generator=networks["G_ema"],
             generator_raw=networks["G"],
             discriminator=networks["D"],
-            training_set_kwargs=None if settings is None else _plain(settings, "training_set_kwargs"),
+            training_set_kwargs=None if settings is None else plain_data(settings, "training_set_kwargs"),
             augment_p=_augment_p(content.get("augment_pipe")),
             sha256=hashlib.sha256(data).hexdigest(),
             file_name=path.name,
         )
     except StyleGAN2Error as error:
-        raise StyleGAN2Error(f"{path}: {error}") from None
+        message = printable(str(error), keep="\n")  # it may quote the file
+        raise StyleGAN2Error(f"{path}: {message}") from None
 
 
 def write_imported(imported: ImportedNetworks, out_dir: Path, overwrite: bool = False) -> None:
@@ -191,9 +199,9 @@ def _networks(content: dict[Any, Any], file_size: int) -> dict[str, ImportedNetw
     for name in ("G_ema", "G", "D"):
         try:
             if name == "D":
-                networks[name] = _network(content[name], Discriminator, _DISCRIMINATOR, file_size)
+                networks[name] = _network(content[name], Discriminator, DISCRIMINATOR, file_size)
             else:
-                networks[name] = _network(content[name], Generator, _GENERATOR, file_size)
+                networks[name] = _network(content[name], Generator, GENERATOR, file_size)
         except StyleGAN2Error as error:
             problems.append(f"{name}: {error}")
     if not problems and networks["G"].init_kwargs != networks["G_ema"].init_kwargs:
@@ -213,141 +221,6 @@ def _augment_p(pipe: Any) -> float | None:
     if not isinstance(p, Tensor) or p.numel() != 1 or not 0 <= float(p) < math.inf:
         raise StyleGAN2Error("augment_pipe: p is missing or no probability; expected one number ≥ 0")
     return float(p)
-
-
-def _plain(value: Any, name: str) -> Any:
-    """Copies dicts with text keys, lists, tuples (as lists), text, numbers, booleans and None."""
-    values = 0
-
-    def copy(value: Any, depth: int) -> Any:
-        nonlocal values
-        values += 1
-        if values > _MAX_VALUES or depth > _MAX_DEPTH:
-            raise StyleGAN2Error(f"{name}: nested too deeply or more than {_MAX_VALUES} values")
-        if type(value) is dict and all(isinstance(key, str) for key in value):
-            return {key: copy(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [copy(item, depth + 1) for item in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return str(value)  # JSON has no such numbers
-        if value is None or isinstance(value, str | int | float):
-            return value
-        raise StyleGAN2Error(
-            f"{name}: contains a {type(value).__name__}; expected text, numbers, lists and dicts"
-        )
-
-    return copy(value, 0)
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The arguments of the networks
-# ----------------------------------------------------------------------------------------------------------
-
-Check: TypeAlias = Callable[[Any], str | None]  # what was expected, or None when all is well
-Schema: TypeAlias = Mapping[str, "Check | Mapping[str, Check]"]
-
-
-def _whole(low: int, high: int = _SIZE, optional: bool = False) -> Check:
-    def check(value: Any) -> str | None:
-        good = (type(value) is int and low <= value <= high) or (optional and value is None)
-        return None if good else f"an int from {low} to {high}" + " or None" * optional
-
-    return check
-
-
-def _real(low: float, high: float, optional: bool = False) -> Check:
-    def check(value: Any) -> str | None:
-        good = (type(value) in (int, float) and low <= value <= high) or (optional and value is None)
-        return None if good else f"a number from {low} to {high}" + " or None" * optional
-
-    return check
-
-
-def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "text"
-
-
-def _flag(value: Any) -> str | None:
-    return None if type(value) is bool else "True or False"
-
-
-def _taps(value: Any) -> str | None:
-    good = type(value) is list and 1 <= len(value) <= 64 and all(type(tap) in (int, float) for tap in value)
-    return None if good else "a list of 1 to 64 numbers"
-
-
-_MAPPING: dict[str, Check] = {
-    "num_layers": _whole(1, 256),
-    "embed_features": _whole(1, optional=True),
-    "layer_features": _whole(1, optional=True),
-    "activation": _text,
-    "lr_multiplier": _real(1e-6, 1e6),
-}
-_BLOCK: dict[str, Check] = {"activation": _text, "resample_filter": _taps, "fp16_channels_last": _flag}
-_WIDTH: dict[str, Check] = {
-    "architecture": _text,
-    "channel_base": _whole(1, 2**24),
-    "channel_max": _whole(1),
-    "num_fp16_res": _whole(0, 16),
-    "conv_clamp": _real(1e-6, 1e6, optional=True),
-}
-_IMAGE: dict[str, Check] = {"img_resolution": _whole(4), "img_channels": _whole(1, 64)}
-# In the order of positional arguments.
-_GENERATOR: Schema = {
-    "z_dim": _whole(1),
-    "c_dim": _whole(0),
-    "w_dim": _whole(1),
-    **_IMAGE,
-    "mapping_kwargs": {**_MAPPING, "w_avg_beta": _real(0, 1, optional=True)},
-    "synthesis_kwargs": {**_WIDTH, **_BLOCK, "kernel_size": _whole(1, 31), "use_noise": _flag},
-}
-_DISCRIMINATOR: Schema = {
-    "c_dim": _whole(0),
-    **_IMAGE,
-    **_WIDTH,
-    "cmap_dim": _whole(0, optional=True),
-    "block_kwargs": {**_BLOCK, "freeze_layers": _whole(0, 1024)},
-    "mapping_kwargs": _MAPPING,
-    "epilogue_kwargs": {
-        "mbstd_group_size": _whole(1, optional=True),
-        "mbstd_num_channels": _whole(0),
-        "activation": _text,
-    },
-}
-_REQUIRED = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
-
-
-def _arguments(record: ModuleRecord, schema: Schema) -> dict[str, Any]:
-    """The arguments that the network in the file was built with, by name."""
-    positional, named = record.state.get("_init_args", ()), record.state.get("_init_kwargs")
-    if not isinstance(positional, tuple | list) or type(named) is not dict or len(positional) > len(schema):
-        raise StyleGAN2Error("its arguments (_init_args, _init_kwargs) are missing or unusable")
-    arguments: dict[str, Any] = dict(zip(schema, _plain(positional, "_init_args"), strict=False))
-    named = _plain(named, "_init_kwargs")
-    problems = [f"{name}: given twice" for name in arguments.keys() & named.keys()]
-    arguments |= named
-    problems += [f"{name}: missing" for name in _REQUIRED if name in schema and name not in arguments]
-    problems += _argument_problems(arguments, schema)
-    if problems:
-        raise StyleGAN2Error("unusable arguments:\n  - " + "\n  - ".join(problems))
-    return arguments
-
-
-def _argument_problems(arguments: Mapping[str, Any], schema: Schema, prefix: str = "") -> list[str]:
-    problems: list[str] = []
-    for name, value in arguments.items():
-        shown = f"{prefix}{name}" if name in schema else f"{prefix}{reprlib.repr(name)}"
-        check = schema.get(name)
-        if check is None:
-            problems.append(f"{shown}: unknown to our networks; expected {', '.join(schema)}")
-        elif not isinstance(check, Mapping):
-            expected = check(value)
-            problems += [f"{shown}: got {reprlib.repr(value)}, expected {expected}"] if expected else []
-        elif type(value) is dict:
-            problems += _argument_problems(value, check, f"{name}.")
-        else:
-            problems.append(f"{shown}: got {reprlib.repr(value)}, expected a dict")
-    return problems
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -381,9 +254,9 @@ def _network(record: ModuleRecord, cls: type[Network], schema: Schema, file_size
     if record.class_name != cls.__name__:
         got = reprlib.repr(record.class_name)
         raise StyleGAN2Error(f"a network of class {got}; expected {cls.__name__!r} of StyleGAN2-ADA")
-    arguments = _arguments(record, schema)
+    arguments = network_arguments(record, schema)
     modules = dict(_modules(record))
-    tensors = {name: tensor for path, module in modules.items() for name, tensor in _tensors(path, module)}
+    tensors = _all_tensors(modules)
     with _WithoutMemory():
         network = cls(**arguments)
     check_and_load(network, tensors, "the file")
@@ -400,18 +273,28 @@ def _network(record: ModuleRecord, cls: type[Network], schema: Schema, file_size
 def _modules(record: ModuleRecord) -> Iterator[tuple[str, ModuleRecord]]:
     """The module and all below it, with dotted names; the first is called ''."""
     waiting = [("", record, 0)]
-    seen = 0
+    found = 1
     while waiting:
         path, module, depth = waiting.pop()
-        seen += 1
-        if seen > _MAX_MODULES or depth > _MAX_DEPTH:
-            raise StyleGAN2Error(f"more than {_MAX_MODULES} modules, or nested too deeply")
         yield path, module
         for name, child in _entries(module, "_modules", path):
             if isinstance(child, ModuleRecord):
+                found += 1
+                if found > _MAX_MODULES or depth == _MAX_DEPTH:
+                    raise StyleGAN2Error(f"more than {_MAX_MODULES} modules, or nested too deeply")
                 waiting.append((_join(path, name), child, depth + 1))
             elif child is not None:
                 raise StyleGAN2Error(f"{_join(path, name)}: got a {type(child).__name__}, expected a module")
+
+
+def _all_tensors(modules: Mapping[str, ModuleRecord]) -> dict[str, Tensor]:
+    """The tensors of all modules; a module that occurs often has its tensors as often."""
+    tensors: dict[str, Tensor] = {}
+    for path, module in modules.items():
+        tensors.update(_tensors(path, module))
+        if len(tensors) > _MAX_TENSORS:
+            raise StyleGAN2Error(f"more than {_MAX_TENSORS} tensors")
+    return tensors
 
 
 def _tensors(path: str, module: ModuleRecord) -> Iterator[tuple[str, Tensor]]:
@@ -419,6 +302,10 @@ def _tensors(path: str, module: ModuleRecord) -> Iterator[tuple[str, Tensor]]:
     left_out = module.state.get("_non_persistent_buffers_set", ())  # torch < 1.6 has no such set
     if not isinstance(left_out, set | list | tuple):
         raise StyleGAN2Error(f"{path or 'network'}: got a {type(left_out).__name__} of buffers to leave out")
+    if len(left_out) > _MAX_ENTRIES or not all(isinstance(name, str) for name in left_out):
+        raise StyleGAN2Error(
+            f"{path or 'network'}: the buffers to leave out are no names, or more than {_MAX_ENTRIES}"
+        )
     for group in ("_parameters", "_buffers"):
         for name, tensor in _entries(module, group, path):
             if tensor is None or (group == "_buffers" and name in left_out):
@@ -457,7 +344,10 @@ def _check_settings(modules: Mapping[str, ModuleRecord], network: nn.Module) -> 
         state = modules[path].state if path in modules else {}
         for name in _SETTINGS:
             if name in state and hasattr(module, name) and not _same(state[name], getattr(module, name)):
-                got = reprlib.repr(state[name])
+                theirs = state[name]
+                plain = theirs is None or isinstance(theirs, str | int | float)
+                # A record or nested lists in full could be exponentially long.
+                got = reprlib.repr(theirs) if plain else f"a {type(theirs).__name__}"
                 problems.append(f"{_join(path, name)}: got {got}, ours has {getattr(module, name)!r}")
     if problems:
         raise StyleGAN2Error("it computes something else than our network:\n  - " + "\n  - ".join(problems))

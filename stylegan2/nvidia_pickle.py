@@ -24,6 +24,7 @@ from stylegan2.pickle_machine import (
     Builder,
     Global,
     Machine,
+    Reading,
     Refused,
     Settable,
     checked_key,
@@ -36,7 +37,7 @@ from stylegan2.pickle_machine import (
 # ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)  # in full it could be exponentially long
 class ModuleRecord:
     """A network module as the file describes it; the source text that came with it has been dropped.
 
@@ -85,6 +86,8 @@ class _ScalarType(Settable):
 # Names and numbers of the format
 # ----------------------------------------------------------------------------------------------------------
 _MAX_DIMENSIONS = 8
+_MAX_SET_VALUES = 10_000  # in all calls of set() together
+_MAX_MESSAGE = 200
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _COUNT_BYTES = 8
@@ -131,7 +134,7 @@ def read_pickle(data: bytes) -> Any:
         reader.raise_if_refused()
         if isinstance(error, StyleGAN2Error):
             raise
-        raise damaged(str(error)) from None
+        raise damaged(str(error)[:_MAX_MESSAGE]) from None  # pickletools quotes whole lines
     reader.raise_if_refused()
     return value
 
@@ -145,13 +148,14 @@ class _Reader:
     """Reads one file: the outer pickle and the streams inside it."""
 
     def __init__(self, size: int) -> None:
-        self.refused: list[str] = []
+        self.reading = Reading()
+        self.set_values_left = _MAX_SET_VALUES
         self.bytes_left = size  # all streams together are part of the file, so they are no larger
         self.allowed: dict[str, Builder | None] = {
             "torch_utils.persistence._reconstruct_persistent_obj": _build_module,
             _EASY_DICT: None,
             "collections.OrderedDict": _build_dict,
-            "builtins.set": _build_set,
+            "builtins.set": self._build_set,
             "torch._utils._rebuild_tensor_v2": _build_tensor,
             "torch._utils._rebuild_parameter": _build_parameter,
             "torch.storage._load_from_bytes": self._build_storage,
@@ -163,21 +167,22 @@ class _Reader:
     def read(self, data: bytes) -> Any:
         """Reads the outer pickle, which is the whole file."""
         file = io.BytesIO(data)
-        value = Machine(self.allowed, frozenset({_EASY_DICT}), None, self.refused).run(file)
+        value = Machine(self.allowed, frozenset({_EASY_DICT}), None, self.reading).run(file)
         if file.tell() != len(data):
             raise StyleGAN2Error(f"{len(data) - file.tell()} bytes follow the end of the pickle")
         return value
 
     def raise_if_refused(self) -> None:
         """Raises an error that names every refused global."""
-        if not self.refused:
+        refused = self.reading.refused
+        if not refused:
             return
-        if any(name.startswith(_TENSORFLOW_PREFIXES) for name in self.refused):
+        if any(name.startswith(_TENSORFLOW_PREFIXES) for name in refused):
             raise StyleGAN2Error(
                 "a network of StyleGAN's TensorFlow generation; only files of the PyTorch generation "
                 "(stylegan2-ada-pytorch) can be read: take the PyTorch file of that network"
             )
-        names = "\n  - ".join(ascii(name)[1:-1] for name in sorted(self.refused))  # no escape sequences
+        names = "\n  - ".join(ascii(name)[1:-1] for name in sorted(refused))  # no escape sequences
         raise StyleGAN2Error(
             f"refused, since it asks for more than tensors and plain containers:\n  - {names}\n"
             "Nothing of it was run. A StyleGAN2-ADA file contains no such names: open it with nothing else "
@@ -194,7 +199,7 @@ class _Reader:
             raise forbidden("the pickle repeats its storages to take more memory than it has bytes")
         file = io.BytesIO(stream)
         magic, protocol, system, storage, keys = (self._inner(file) for _ in range(5))
-        if self.refused:
+        if self.reading.refused:
             return Refused()
         for what, got, expected in (
             ("magic number", magic, _MAGIC),
@@ -215,7 +220,17 @@ class _Reader:
 
     def _inner(self, file: io.BytesIO) -> Any:
         """Reads the next of the pickles that precede the numbers of a storage."""
-        return Machine(dict.fromkeys(_STORAGES), frozenset(), _storage_id, self.refused).run(file)
+        return Machine(dict.fromkeys(_STORAGES), frozenset(), _storage_id, self.reading).run(file)
+
+    def _build_set(self, arguments: Arguments) -> set[Any]:
+        """``set(list)``."""
+        if len(arguments) > 1 or not all(type(argument) is list for argument in arguments):
+            raise damaged("a set of something that is not a list")
+        values = arguments[0] if arguments else []
+        self.set_values_left -= len(values)
+        if self.set_values_left < 0:  # one list could be copied again and again
+            raise forbidden(f"the pickle makes sets of more than {_MAX_SET_VALUES} values")
+        return {checked_key(value) for value in values}
 
 
 def _storage_id(value: Any) -> _StorageId | Refused:
@@ -253,13 +268,6 @@ def _build_dict(arguments: Arguments) -> dict[Any, Any]:
     if arguments:
         raise damaged("an OrderedDict with arguments")
     return {}
-
-
-def _build_set(arguments: Arguments) -> set[Any]:
-    """``set(list)``."""
-    if len(arguments) > 1 or not all(type(argument) is list for argument in arguments):
-        raise damaged("a set of something that is not a list")
-    return {checked_key(value) for argument in arguments for value in argument}
 
 
 def _build_tensor(arguments: Arguments) -> Tensor:

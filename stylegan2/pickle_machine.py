@@ -11,7 +11,7 @@ import io
 import pickletools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from stylegan2.errors import StyleGAN2Error
@@ -19,6 +19,8 @@ from stylegan2.errors import StyleGAN2Error
 # Limits; real files of networks stay orders of magnitude below
 _MAX_INSTRUCTIONS = 1_000_000
 _MAX_INTEGER_BITS = 128
+_MAX_KEY_BITS = 10
+_MAX_ARGUMENTS = 8
 _MAX_REFUSED = 50
 _MAX_NAME = 100
 
@@ -36,6 +38,19 @@ class Global:
 @dataclass(frozen=True, eq=False)
 class Refused:
     """Stands where a refused global, or something built from one, was."""
+
+
+@dataclass
+class Reading:
+    """What the machines share that read the pickles of one file.
+
+    Attributes:
+        refused: names of refused globals.
+        instructions: number of those that were followed.
+    """
+
+    refused: list[str] = field(default_factory=list)
+    instructions: int = 0
 
 
 class Settable(ABC):
@@ -60,12 +75,18 @@ def forbidden(what: str) -> StyleGAN2Error:
 
 
 def checked_key(value: Any) -> Any:
-    """Returns a value for a set or the key of a dict; nested ones could take for ever to hash.
+    """Returns a value for a set or the key of a dict.
+
+    Nested values could take for ever to hash. Python's hashes of numbers are known beforehand, so that a
+    table of chosen numbers could take the square of their count: small ones are too few for that.
 
     Raises:
-        StyleGAN2Error: It is not None, text, bytes or a number.
+        StyleGAN2Error: It is not None, text, bytes or a small whole number.
     """
-    if value is not None and not isinstance(value, str | int | float | bytes):
+    if isinstance(value, int):
+        if value.bit_length() > _MAX_KEY_BITS:
+            raise damaged(f"an integer of {value.bit_length()} bits as key")
+    elif value is not None and not isinstance(value, str | bytes):
         raise damaged(f"a {type(value).__name__} as key")
     return value
 
@@ -78,7 +99,7 @@ class Machine:
             functions get arguments of any kind and number, and raise ``StyleGAN2Error`` for unusable ones.
         dict_classes: Those of them that are classes of dicts: NEWOBJ makes an ordinary dict.
         persistent: What a persistent id stands for; None refuses them.
-        refused: Names of refused globals are added here.
+        reading: Of the file; refused globals and instructions are counted there.
     """
 
     def __init__(
@@ -86,22 +107,21 @@ class Machine:
         allowed: Mapping[str, Builder | None],
         dict_classes: frozenset[str],
         persistent: Callable[[Any], Any] | None,
-        refused: list[str],
+        reading: Reading,
     ) -> None:
         self.allowed = allowed
         self.dict_classes = dict_classes
         self.persistent = persistent
-        self.refused = refused
+        self.reading = reading
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # stacks below the marks
         self.memo: dict[int, Any] = {}
 
     def run(self, file: io.BytesIO) -> Any:
         """Runs up to STOP and leaves the file just behind it."""
-        count = 0
         for opcode, argument, _ in pickletools.genops(file):
-            count += 1
-            if count > _MAX_INSTRUCTIONS:
+            self.reading.instructions += 1
+            if self.reading.instructions > _MAX_INSTRUCTIONS:
                 raise forbidden(f"the pickle has more than {_MAX_INSTRUCTIONS} instructions")
             if opcode.name in _CONSTANTS:
                 self.stack.append(_checked_constant(argument))
@@ -178,14 +198,16 @@ class Machine:
         module, name = names
         if not isinstance(module, str) or not isinstance(name, str):
             raise damaged("a global whose name is not text")
-        full = f"{module}.{name}"
-        if full in self.allowed:
+        # Cut first: an instruction of a few bytes may name texts of any length.
+        full = f"{module[: _MAX_NAME + 1]}.{name[: _MAX_NAME + 1]}"
+        if full in self.allowed:  # all of them are shorter than what is cut
             self.stack.append(Global(full))
             return
         shown = full if len(full) <= _MAX_NAME else full[:_MAX_NAME] + "…"
-        if shown not in self.refused:
-            self.refused.append(shown)
-        if len(self.refused) > _MAX_REFUSED:
+        refused = self.reading.refused
+        if shown not in refused:
+            refused.append(shown)
+        if len(refused) > _MAX_REFUSED:
             raise forbidden("the pickle names a great many globals")
         self.stack.append(Refused())
 
@@ -199,6 +221,8 @@ class Machine:
         if build is None or type(arguments) is not tuple:
             what = function.name if isinstance(function, Global) else f"a {type(function).__name__}"
             raise forbidden(f"the pickle calls {what}")
+        if len(arguments) > _MAX_ARGUMENTS:
+            raise damaged(f"a call with {len(arguments)} arguments")
         # A refused part makes the whole unusable, but reading goes on to find the other refused names.
         refused = next((argument for argument in arguments if isinstance(argument, Refused)), None)
         self.stack.append(build(arguments) if refused is None else refused)

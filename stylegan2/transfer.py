@@ -1,20 +1,8 @@
-"""Networks to fine-tune from: where they come from, what they look like, and their weights.
-
-Three kinds of source become one thing, the folder of a trained GAN: a folder is taken as it is; a pickle in
-NVIDIA's format is imported without executing it; an address is downloaded first. What was imported is kept in
-a cache under the SHA-256 of the file.
-"""
+"""Fine-tuning: what the networks to start from look like, what is built after them, and their weights."""
 
 import copy
 import hashlib
-import http.client
 import inspect
-import logging
-import os
-import shutil
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +13,6 @@ from torch import Tensor, nn
 
 from stylegan2.config import ResolvedOptions, TrainingOptions
 from stylegan2.errors import StyleGAN2Error
-from stylegan2.files import write_atomically
 from stylegan2.network_folder import (
     CONFIG,
     check_and_load,
@@ -36,158 +23,10 @@ from stylegan2.network_folder import (
 )
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
-from stylegan2.nvidia import read_nvidia_pickle, write_imported
+from stylegan2.sources import file_sha256, find_networks
 
-SHIPPED = Path(__file__).parent / "pretrained"
-CACHE_VARIABLE = "STYLEGAN2_CACHE"
-_PUBLIC = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
-NAMED_ADDRESSES = {
-    "ffhq256": _PUBLIC + "ffhq-res256-mirror-paper256-noaug.pkl",
-    "ffhq512": _PUBLIC + "ffhq-res512-mirror-stylegan2-noaug.pkl",
-    "ffhq1024": _PUBLIC + "ffhq-res1024-mirror-stylegan2-noaug.pkl",
-    "celebahq256": _PUBLIC + "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
-    "lsundog256": _PUBLIC + "lsundog-res256-paper256-kimg100000-noaug.pkl",
-}
-_CHUNK = 1 << 20
-_TIMEOUT_SECONDS = 60
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-log = logging.getLogger(__name__)
-
-
-# ----------------------------------------------------------------------------------------------------------
-# From a name, an address or a path to a folder
-# ----------------------------------------------------------------------------------------------------------
-
-
-def shipped_names() -> list[str]:
-    """Names of the networks that come with this package."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
-
-
-def is_address(init: str) -> bool:
-    """Whether `init` names something to download."""
-    return init in NAMED_ADDRESSES or init.startswith(("https://", "http://"))
-
-
-def is_local_path(init: str) -> bool:
-    """Whether `init` is a path: neither an address nor a shipped network."""
-    return not is_address(init) and init not in shipped_names()
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $STYLEGAN2_CACHE, else stylegan2 in the user's cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stylegan2"
-
-
-def find_networks(init: str) -> Path:
-    """Give the folder of the networks that `init` stands for, downloading and importing as needed.
-
-    Args:
-        init: a name (`NAMED_ADDRESSES`, `shipped_names()`), an address, a pickle in NVIDIA's format, or the
-            folder of a trained GAN.
-
-    Raises:
-        StyleGAN2Error: when it is none of these, cannot be downloaded, differs from what was downloaded
-            before, or is not usable.
-    """
-    if init in shipped_names():
-        return SHIPPED / init
-    path = Path(init)
-    try:
-        if is_address(init):
-            return _imported(_downloaded(NAMED_ADDRESSES.get(init, init)))
-        if path.is_dir():
-            return path
-        if path.is_file():
-            return _imported(path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, StyleGAN2Error):
-            raise
-        raise StyleGAN2Error(
-            f"init: {init} cannot be used ({error}); check address or path, and that {cache_folder()} can "
-            f"be written to (${CACHE_VARIABLE} names another folder)"
-        ) from None
-    names = ", ".join([*shipped_names(), *NAMED_ADDRESSES])
-    raise StyleGAN2Error(
-        f"init: there is no {init!r}; expected one of {names}, an https address, a file or the folder of a "
-        "trained GAN"
-    )
-
-
-def _downloaded(address: str) -> Path:
-    """Download once; the checksum of the first download is recorded and later ones must agree with it."""
-    parts = urllib.parse.urlparse(address)
-    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
-        raise StyleGAN2Error(f"init: {address} is not encrypted; give an https address, or a file")
-    key = hashlib.sha256(address.encode()).hexdigest()[:16]
-    name = Path(parts.path).name or "networks.pkl"
-    target = cache_folder() / "downloads" / f"{key}-{name}"
-    record = target.with_name(f"{target.name}.sha256")
-    if not target.exists():
-        log.info("downloading %s; its licence is that of its publisher, see docs/stylegan2.md", address)
-        _download(address, target)
-        try:
-            read_nvidia_pickle(target)  # a web page, say, must not be remembered as the file
-        except StyleGAN2Error:
-            target.unlink()
-            raise
-    checksum = _sha256(target)
-    if not record.exists():
-        write_atomically(record, f"{checksum}\n".encode())
-    recorded = record.read_text().strip()
-    if checksum != recorded:
-        raise StyleGAN2Error(
-            f"{target}: SHA-256 is {checksum}, but the first download of {address} had {recorded}; "
-            f"delete the file to download it again, and {record.name} as well if the address has a new file"
-        )
-    return target
-
-
-def _download(address: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as response, part.open("wb") as file:
-            shutil.copyfileobj(response, file, _CHUNK)
-            expected = response.headers.get("Content-Length")
-        received = part.stat().st_size
-        if expected is not None and received != int(expected):
-            raise http.client.IncompleteRead(b"", int(expected) - received)
-        part.replace(target)
-    except http.client.IncompleteRead:
-        raise StyleGAN2Error(f"init: {address} broke off in the middle; try again") from None
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        if isinstance(error, urllib.error.HTTPError):  # is a response, too
-            error.close()
-        raise StyleGAN2Error(
-            f"init: cannot download {address} ({error}); check address and connection, or fetch the file "
-            "elsewhere and give its path"
-        ) from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _imported(pickle: Path) -> Path:
-    """Import a pickle into the cache, once for each content."""
-    folder = cache_folder() / "imported" / _sha256(pickle)
-    if not (folder / CONFIG).exists():
-        networks = read_nvidia_pickle(pickle)
-        try:
-            write_imported(networks, folder)
-        except (StyleGAN2Error, OSError):
-            if not (folder / CONFIG).exists():  # otherwise another process was faster
-                raise
-    return folder
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
+GENERATOR, RAW_GENERATOR = "generator.safetensors", "generator_raw.safetensors"
+DISCRIMINATOR = "discriminator.safetensors"
 
 # ----------------------------------------------------------------------------------------------------------
 # What they look like
@@ -199,7 +38,8 @@ class SourceNetworks:
     """Trained networks to start from.
 
     Attributes:
-        folder: of a trained GAN.
+        folder: of a trained GAN, or of its best snapshot.
+        discriminator_folder: where the discriminator lies: `folder`, or the folder around a best snapshot.
         generator: arguments that the generator was built with.
         discriminator: arguments that the discriminator was built with.
         sha256: of the weight files.
@@ -207,6 +47,7 @@ class SourceNetworks:
     """
 
     folder: Path
+    discriminator_folder: Path
     generator: dict[str, Any]
     discriminator: dict[str, Any]
     sha256: str
@@ -216,11 +57,16 @@ class SourceNetworks:
     def load(cls, init: str) -> "SourceNetworks":
         """Find the networks of `init`; see `find_networks`.
 
+        The `best` folder of a training holds an averaged generator alone. It goes on as raw and as average
+        generator, against the discriminator that the training ended with.
+
         Raises:
-            StyleGAN2Error: when they cannot be found or the folder lacks a part.
+            StyleGAN2Error: when they cannot be found, the folder lacks a part, or a best snapshot does not
+                lie in the folder of its training.
         """
         folder = find_networks(init)
-        files = [folder / "generator.safetensors", folder / "discriminator.safetensors"]
+        discriminator_folder = _discriminator_folder(folder)
+        files = [folder / GENERATOR, discriminator_folder / DISCRIMINATOR]
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise StyleGAN2Error(f"init: {folder} has no {' and no '.join(missing)}; fine-tuning needs both")
@@ -228,9 +74,9 @@ class SourceNetworks:
         _check_arguments(folder, Generator, generator)
         _check_arguments(folder, Discriminator, discriminator)
         raw = raw_generator_path(folder)
-        digest = hashlib.sha256("".join(map(_sha256, dict.fromkeys([*files, raw]))).encode())
+        digest = hashlib.sha256("".join(map(file_sha256, dict.fromkeys([*files, raw]))).encode())
         imported_from = read_config(folder).get("imported_from")
-        return cls(folder, generator, discriminator, digest.hexdigest(), imported_from)
+        return cls(folder, discriminator_folder, generator, discriminator, digest.hexdigest(), imported_from)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -275,6 +121,35 @@ class SourceNetworks:
         if grid != resolved.base_grid:
             problems.append(f"base_grid: the networks have {grid}, the options ask for {resolved.base_grid}")
         return problems
+
+
+def _discriminator_folder(folder: Path) -> Path:
+    """The folder itself, or for a best snapshot, which has no discriminator, the folder of its training."""
+    if (folder / DISCRIMINATOR).is_file() or not (folder / CONFIG).is_file():
+        return folder
+    config = read_config(folder)
+    if "snapshot" not in config:
+        return folder
+    training = folder.resolve().parent
+    advice = "expected it in the folder of its training; put it back there, or give a folder that holds both"
+    missing = [name for name in (CONFIG, DISCRIMINATOR) if not (training / name).is_file()]
+    if missing:
+        raise StyleGAN2Error(
+            f"init: {folder} is the best snapshot of a training, without discriminator, and {training} has "
+            f"no {' and no '.join(missing)}; {advice}"
+        )
+    of_training = read_config(training)
+    different = [
+        name
+        for name in sorted((config.keys() | of_training.keys()) - {"snapshot"})
+        if config.get(name) != of_training.get(name)
+    ]
+    if different:
+        raise StyleGAN2Error(
+            f"init: {folder} is the best snapshot of another training than {training}: {CONFIG} differs in "
+            f"{', '.join(different)}; {advice}"
+        )
+    return training
 
 
 def _check_arguments(folder: Path, network: type[nn.Module], kwargs: dict[str, Any]) -> None:
@@ -342,8 +217,8 @@ def network_kwargs(
 
 def raw_generator_path(folder: Path) -> Path:
     """The generator without averaging, to go on training; folders without one have the average only."""
-    raw = folder / "generator_raw.safetensors"
-    return raw if raw.is_file() else folder / "generator.safetensors"
+    raw = folder / RAW_GENERATOR
+    return raw if raw.is_file() else folder / GENERATOR
 
 
 def load_source(
@@ -357,8 +232,8 @@ def load_source(
     grown = source.generator["img_resolution"] < generator.img_resolution
     files: list[tuple[Path, nn.Module]] = [
         (raw_generator_path(source.folder), generator),
-        (source.folder / "generator.safetensors", average),
-        (source.folder / "discriminator.safetensors", discriminator),
+        (source.folder / GENERATOR, average),
+        (source.discriminator_folder / DISCRIMINATOR, discriminator),
     ]
     for path, network in files:
         if grown:

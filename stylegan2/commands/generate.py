@@ -7,18 +7,13 @@ import click
 from stylegan2.commands.parameters import (
     SEEDS,
     Problems,
-    batch_option,
-    class_option,
-    device_option,
+    drawing_options,
     example,
     folder_problems,
     grid_problems,
     network_argument,
-    output_option,
-    overwrite_option,
     select_device,
     shows_errors,
-    truncation_options,
 )
 
 
@@ -27,8 +22,6 @@ from stylegan2.commands.parameters import (
 )
 @network_argument
 @click.option("--seeds", type=SEEDS, required=True, help="One image for each, such as 0-35,77.")
-@truncation_options()
-@class_option
 @click.option(
     "--noise-mode",
     type=click.Choice(["const", "random", "none"]),
@@ -38,10 +31,7 @@ from stylegan2.commands.parameters import (
 )
 @click.option("--grid", metavar="FILE.png", help="Also write all images into one picture, in OUT.")
 @click.option("--columns", type=click.IntRange(1), help="Images per row of the grid [about square].")
-@batch_option
-@device_option
-@output_option("OUT", "Folder to write to.")
-@overwrite_option
+@drawing_options("OUT", "Folder to write to.")
 @shows_errors
 def generate(
     network: Path,

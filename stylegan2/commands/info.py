@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from stylegan2.commands.parameters import example, network_argument, shows_errors
+from stylegan2.terminal import printable
 
 
 @click.command(epilog=example("stylegan2 info models/gan"))
@@ -46,8 +47,9 @@ def info(network: Path) -> None:
 
 
 def _show(lines: Mapping[str, Any]) -> None:
-    width = max(map(len, lines))
-    for name, value in lines.items():
+    shown = [(printable(name), printable(str(value))) for name, value in lines.items()]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
         click.echo(f"  {name:<{width}}  {value}")
 
 

@@ -7,17 +7,12 @@ import click
 from stylegan2.commands.parameters import (
     KEY_SEEDS,
     Problems,
-    batch_option,
-    class_option,
-    device_option,
+    drawing_options,
     example,
     file_problems,
     network_argument,
-    output_option,
-    overwrite_option,
     select_device,
     shows_errors,
-    truncation_options,
 )
 
 
@@ -43,12 +38,7 @@ from stylegan2.commands.parameters import (
     show_default=True,
     help="Where to walk: w changes evenly, z stays on latents the network was trained on.",
 )
-@truncation_options()
-@class_option
-@batch_option
-@device_option
-@output_option("FILE", "A .gif or an .mp4.")
-@overwrite_option
+@drawing_options("FILE", "A .gif or an .mp4.")
 @shows_errors
 def interpolate(
     network: Path,

@@ -8,18 +8,13 @@ from stylegan2.commands.parameters import (
     FEW_SEEDS,
     LAYERS,
     Problems,
-    batch_option,
-    class_option,
-    device_option,
+    drawing_options,
     example,
     folder_problems,
     grid_problems,
     network_argument,
-    output_option,
-    overwrite_option,
     select_device,
     shows_errors,
-    truncation_options,
 )
 
 
@@ -32,8 +27,6 @@ from stylegan2.commands.parameters import (
 @click.option(
     "--styles", type=LAYERS, help="Layers that follow the column's seed, 0 = coarsest [the first half]."
 )
-@truncation_options()
-@class_option
 @click.option(
     "--noise-mode",
     type=click.Choice(["const", "none"]),
@@ -41,10 +34,7 @@ from stylegan2.commands.parameters import (
     show_default=True,
     help="Noise inputs: the network's own, or none.",
 )
-@batch_option
-@device_option
-@output_option("OUT", "Folder to write to.")
-@overwrite_option
+@drawing_options("OUT", "Folder to write to.")
 @shows_errors
 def mix(
     network: Path,

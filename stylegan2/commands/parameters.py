@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import click
 
 from stylegan2.errors import StyleGAN2Error
+from stylegan2.terminal import printable
 
 if TYPE_CHECKING:
     import torch
@@ -128,17 +129,20 @@ class Problems:
 
 
 def shows_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn StyleGAN2Error and failures of files into messages without a traceback (exit code 1)."""
+    """Turn StyleGAN2Error and failures of files into messages without a traceback (exit code 1).
+
+    They may quote a file, so what does not print is escaped.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
         except StyleGAN2Error as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error), keep="\n")) from error
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{place}{error.strerror or error}") from error
+            raise click.ClickException(printable(f"{place}{error.strerror or error}", keep="\n")) from error
 
     return wrapper
 
@@ -193,6 +197,21 @@ def output_option(metavar: str, help_text: str) -> Decorator:
     """Add -o/--out."""
     kind = click.Path(path_type=Path)
     return click.option("-o", "--out", required=True, type=kind, metavar=metavar, help=help_text)
+
+
+def drawing_options(metavar: str, help_text: str) -> Decorator:
+    """Add what the commands that draw images share: truncation, class, batch, device, output, --overwrite."""
+    options = (
+        *(truncation_options(), class_option, batch_option, device_option),
+        *(output_option(metavar, help_text), overwrite_option),
+    )
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def folder_problems(folder: Path, overwrite: bool) -> list[str]:

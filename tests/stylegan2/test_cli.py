@@ -13,41 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stylegan2.cli import main
 from stylegan2.commands.parameters import SEEDS, NumberRanges, select_device
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.images import image_grid
-from stylegan2.network_folder import save_weights, write_config
+from stylegan2.network_folder import read_config, write_config
 from stylegan2.networks.generator import Generator
 from stylegan2.sampling import load_generator, sample_images
+from tests.stylegan2.small_networks import KWARGS, write_network
 
-KWARGS: dict[str, Any] = {
-    "z_dim": 12,
-    "c_dim": 0,
-    "w_dim": 16,
-    "img_resolution": 16,
-    "img_channels": 3,
-    "mapping_kwargs": {"num_layers": 2},
-    "synthesis_kwargs": {"channel_base": 128, "channel_max": 8},
-}
-
-
-def write_network(folder: Path, **changes: Any) -> Path:
-    torch.manual_seed(0)
-    generator = Generator(**{**KWARGS, **changes})
-    with torch.no_grad():
-        generator.mapping.w_avg.normal_()
-    save_weights(folder / "generator.safetensors", generator)
-    options = {"resolution": 16, "gamma": 0.5, "ema_rampup": None}
-    write_config(folder, {"generator": generator.init_kwargs, "options": options, "images_seen": 4000})
-    return folder
+TRAINED = {"options": {"resolution": 16, "gamma": 0.5, "ema_rampup": None}, "images_seen": 4000}
 
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
-    return write_network(tmp_path / "gan")
+    return write_network(tmp_path / "gan", TRAINED)
 
 
 def run(*arguments: object, fails: int = 0) -> Result:
@@ -393,6 +375,25 @@ def test_info_of_a_network_that_is_not_square(tmp_path: Path) -> None:
         tmp_path / "gan", synthesis_kwargs={**KWARGS["synthesis_kwargs"], "base_grid": [3, 4]}
     )
     assert "16×12, 3 channels" in run("info", network).output
+
+
+def test_info_shows_control_characters_instead_of_obeying_them(network: Path) -> None:
+    config = read_config(network)
+    options = {"a\x1b[31m": "\x1b]0;mine\x07", "lines": "one\ntwo\rthree", "list": ["\x1b[2J", "\u202e"]}
+    write_config(network, {**config, "options": options})
+    output = run("info", network).output
+    lines = output.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert any(line.endswith(r"  \x1b]0;mine\x07") and r"options.a\x1b[31m" in line for line in lines)
+    assert any(line.endswith(r"  one\ntwo\rthree") for line in lines)
+    assert any(line.endswith(r"  ['\x1b[2J', '\u202e']") for line in lines)
+
+
+def test_errors_show_control_characters_too(network: Path) -> None:
+    save_file({"\x1b[2J": torch.zeros(1)}, network / "generator.safetensors")
+    output = run("info", network, fails=1).output
+    assert r"  - \x1b[2J: unknown to the network" in output.splitlines()
+    assert "\x1b" not in output
 
 
 def test_info_of_something_else(tmp_path: Path) -> None:

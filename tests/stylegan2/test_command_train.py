@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from stylegan2 import transfer
+from stylegan2 import sources
 from stylegan2.commands.train import parse_options, train
 from stylegan2.config import TrainingOptions, resolve
 from stylegan2.errors import StyleGAN2Error
@@ -189,7 +189,7 @@ def test_a_dry_run_names_what_does_not_fit_init(data: Path, tmp_path: Path) -> N
 def test_an_unknown_init_lists_the_names(data: Path, tmp_path: Path) -> None:
     message = fail("--data", data, "-o", tmp_path / "out", "--resolution", "8", "--init", "ffhq", "--dry-run")
     assert "there is no 'ffhq'" in message
-    assert all(name in message for name in transfer.NAMED_ADDRESSES)
+    assert all(name in message for name in sources.NAMED_ADDRESSES)
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -15,24 +15,12 @@ from stylegan2.errors import StyleGAN2Error
 from stylegan2.interpolation import closed_spline, interpolate_ws, write_video
 from stylegan2.networks.generator import Generator
 from stylegan2.sampling import seeds_to_ws
-
-KWARGS: dict[str, Any] = {
-    "z_dim": 12,
-    "c_dim": 0,
-    "w_dim": 16,
-    "img_resolution": 16,
-    "img_channels": 3,
-    "mapping_kwargs": {"num_layers": 2},
-    "synthesis_kwargs": {"channel_base": 256, "channel_max": 16},
-}
+from tests.stylegan2.small_networks import small_generator
 
 
 @pytest.fixture
 def generator() -> Generator:
-    torch.manual_seed(0)
-    network = Generator(**KWARGS).eval().requires_grad_(False)
-    network.mapping.w_avg.normal_()
-    return network
+    return small_generator()
 
 
 @settings(max_examples=25, deadline=None)

@@ -10,26 +10,15 @@ import pytest
 import torch
 
 from stylegan2.errors import StyleGAN2Error
-from stylegan2.network_folder import init_kwargs, load_weights
-from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
 from stylegan2.nvidia import ImportedNetworks, read_nvidia_pickle, write_imported
+from tests.stylegan2.nvidia_format import load_networks
 
 REFERENCES = {
     "nvidia_format_stripped.pkl": "nvidia_format_reference.safetensors",
     "nvidia_format_stripped_torch17style.pkl": "nvidia_format_torch17style_reference.safetensors",
     "nvidia_format_stripped_torch17style_proto3.pkl": "nvidia_format_torch17style_reference.safetensors",
 }
-
-
-def load_networks(folder: Path) -> tuple[Generator, Generator, Discriminator]:
-    """G_ema, G and D of a network folder, for evaluation."""
-    g_ema, g = (Generator(**init_kwargs(folder, "generator")) for _ in range(2))
-    d = Discriminator(**init_kwargs(folder, "discriminator"))
-    load_weights(folder / "generator.safetensors", g_ema)
-    load_weights(folder / "generator_raw.safetensors", g)
-    load_weights(folder / "discriminator.safetensors", d)
-    return g_ema.eval(), g.eval(), d.eval()
 
 
 @pytest.fixture(scope="module", params=list(REFERENCES))

@@ -21,9 +21,19 @@ nested = st.recursive(
         st.lists(inner)
         | st.lists(inner, max_size=5).map(tuple)
         | st.dictionaries(st.text() | st.integers(-5, 300), inner)
-        | st.sets(st.text() | st.integers(), max_size=5)
+        | st.sets(st.text() | st.integers(-1023, 1023), max_size=5)
     ),
 )
+
+
+class Key:
+    """Pickles as the call of set(), as protocols before 4 write sets."""
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return set, ([self.key],)
 
 
 @given(value=nested, protocol=st.sampled_from(PROTOCOLS))
@@ -88,6 +98,23 @@ def test_nesting_and_numbers_without_end() -> None:
         read_pickle(pickle.dumps({(1, 2): 3}, protocol=4))
     with pytest.raises(StyleGAN2Error, match="a tuple as key"):
         read_pickle(pickle.dumps({(1, 2)}, protocol=4))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (1024, "11 bits as key"),
+        (-1024, "11 bits as key"),
+        (3 * (2**61 - 1), "63 bits as key"),
+        (0.5, "float as"),
+    ],
+)
+def test_keys_whose_hashes_are_known_are_few(key: float, message: str) -> None:
+    """Multiples of 2⁶¹ − 1 have the hash 0, and smaller numbers can be chosen to meet in a table."""
+    for value in ({key: 1}, {key}, [Key(key)]):
+        with pytest.raises(StyleGAN2Error, match=message):
+            read_pickle(pickle.dumps(value, protocol=4))
+    assert read_pickle(pickle.dumps({-1023: 1, 1023: {0, True}}, protocol=4)) == {-1023: 1, 1023: {0, 1}}
 
 
 def test_no_text_that_could_not_be_written() -> None:

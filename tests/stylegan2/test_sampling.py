@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.images import from_uint8, image_grid, to_uint8, write_png
-from stylegan2.network_folder import save_weights, write_config
+from stylegan2.network_folder import write_config
 from stylegan2.networks.generator import Generator
 from stylegan2.sampling import (
     class_label,
@@ -23,27 +23,12 @@ from stylegan2.sampling import (
     sample_images,
     seeds_to_ws,
 )
-
-KWARGS: dict[str, Any] = {
-    "z_dim": 16,
-    "c_dim": 0,
-    "w_dim": 16,
-    "img_resolution": 16,
-    "img_channels": 3,
-    "mapping_kwargs": {"num_layers": 2},
-    "synthesis_kwargs": {"channel_base": 256, "channel_max": 16},
-}
+from tests.stylegan2.small_networks import KWARGS, write_network
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    generator = Generator(**KWARGS)
-    with torch.no_grad():
-        generator.mapping.w_avg.normal_()
-    save_weights(tmp_path / "generator.safetensors", generator)
-    write_config(tmp_path, {"generator": generator.init_kwargs})
-    return tmp_path
+    return write_network(tmp_path)
 
 
 def pool(folder: Path, seeds: list[int], psi: float = 0.7, batch: int = 8) -> list[NDArray[np.uint8]]:
@@ -137,16 +122,7 @@ def test_images_of_the_reference(
 
 def network(folder: Path, **changes: Any) -> Generator:
     """A small network with a mean of w and noise that shows, written to a folder and loaded from it."""
-    torch.manual_seed(1)
-    generator = Generator(**{**KWARGS, **changes})
-    with torch.no_grad():
-        generator.mapping.w_avg.normal_()
-        for name, value in generator.named_parameters():
-            if name.endswith("noise_strength"):
-                value.fill_(0.3)
-    save_weights(folder / "generator.safetensors", generator)
-    write_config(folder, {"generator": generator.init_kwargs})
-    return load_generator(folder, torch.device("cpu"))
+    return load_generator(write_network(folder, noise=0.3, **changes), torch.device("cpu"))
 
 
 def test_random_noise_follows_from_the_seed_alone(tmp_path: Path) -> None:

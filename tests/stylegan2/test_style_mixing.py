@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,24 +8,12 @@ from stylegan2.errors import StyleGAN2Error
 from stylegan2.networks.generator import Generator
 from stylegan2.sampling import sample_images
 from stylegan2.style_mixing import StyleMixture, default_layers, mix_styles, mix_ws
-
-KWARGS: dict[str, Any] = {
-    "z_dim": 12,
-    "c_dim": 0,
-    "w_dim": 16,
-    "img_resolution": 16,
-    "img_channels": 3,
-    "mapping_kwargs": {"num_layers": 2},
-    "synthesis_kwargs": {"channel_base": 256, "channel_max": 16},
-}
+from tests.stylegan2.small_networks import small_generator
 
 
 @pytest.fixture
 def generator() -> Generator:
-    torch.manual_seed(0)
-    network = Generator(**KWARGS).eval().requires_grad_(False)
-    network.mapping.w_avg.normal_()
-    return network
+    return small_generator()
 
 
 def test_chosen_layers_come_from_the_donor() -> None:
@@ -87,9 +74,8 @@ def test_the_default_is_the_coarse_half(generator: Generator) -> None:
     assert default_layers(generator) == [0, 1, 2]
 
 
-def test_classes_are_passed_on(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = Generator(**{**KWARGS, "c_dim": 2}).eval()
+def test_classes_are_passed_on() -> None:
+    network = small_generator(c_dim=2)
     one, other = (mix_styles(network, [1], [2], [0], class_index=index).rows for index in (0, 1))
     assert not np.array_equal(one, other)
     with pytest.raises(StyleGAN2Error, match="class: got none"):

@@ -22,11 +22,7 @@ from stylegan2.ops.upfirdn2d import upsample2d
 from stylegan2.randomness import Stream, derive_seed
 from stylegan2.sampling import generate, load_generator
 from stylegan2.training import CHECKPOINT, Trainer, train
-from stylegan2.transfer import (
-    SourceNetworks,
-    load_source,
-    network_kwargs,
-)
+from stylegan2.transfer import SourceNetworks, load_source, network_kwargs
 
 CPU = torch.device("cpu")
 WIDTHS = {"channel_base": 96, "channel_max": 6}
@@ -194,6 +190,72 @@ def test_an_unusable_config_is_named(
     write_config(folder, {**read_config(folder), network: kwargs})
     with pytest.raises(StyleGAN2Error, match=r"config\.json: .*(is missing|these arguments build no)"):
         SourceNetworks.load(str(folder))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Going on from the best snapshot
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def best(source_folder: Path, tmp_path: Path) -> Path:
+    """The best snapshot that a training leaves, with an average of its own."""
+    source = SourceNetworks.load(str(source_folder))
+    training = tmp_path / "training"
+    options = resolved_from(source)
+    trainer = Trainer(pictures(), options, source=source, seed=1, device=CPU, progress_dir=training)
+    better = shaken(Generator(**source.generator), 9)
+    trainer.snapshots.best = dict(better.state_dict())
+    trainer.export(training, {"command": "train"})
+    return training / "best"
+
+
+def test_the_best_snapshot_goes_on_against_the_discriminator_of_its_training(best: Path) -> None:
+    source = SourceNetworks.load(str(best))
+    networks = networks_from(source, resolved_from(source))
+    averaged = read_tensors(best / "generator.safetensors")
+    assert not same_tensors(networks[1], read_tensors(best.parent / "generator.safetensors"))
+    assert same_tensors(networks[0], averaged) and same_tensors(networks[1], averaged)
+    assert same_tensors(networks[2], read_tensors(best.parent / "discriminator.safetensors"))
+    assert source.sha256 != SourceNetworks.load(str(best.parent)).sha256
+
+
+def test_a_training_starts_from_the_best_snapshot_whatever_its_path(
+    best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = run(tmp_path / "tuned", init=str(best), kimg=0.004)
+    sha256 = read_config(tuned)["init_sha256"]
+    (tmp_path / "link").symlink_to(best)
+    monkeypatch.chdir(best)
+    for init in (".", str(tmp_path / "link")):
+        assert SourceNetworks.load(init).sha256 == sha256
+
+
+def test_the_checksum_covers_the_discriminator_beside_the_best_snapshot(best: Path) -> None:
+    before = SourceNetworks.load(str(best)).sha256
+    other = Discriminator(**read_config(best)["discriminator"])
+    save_weights(best.parent / "discriminator.safetensors", other)
+    assert SourceNetworks.load(str(best)).sha256 != before
+
+
+@pytest.mark.parametrize("absent", ["config.json", "discriminator.safetensors"])
+def test_a_best_snapshot_needs_its_training_around_it(absent: str, best: Path) -> None:
+    (best.parent / absent).unlink()
+    with pytest.raises(StyleGAN2Error, match=rf"best snapshot .* has no {absent}; expected it in the folder"):
+        SourceNetworks.load(str(best))
+
+
+def test_a_best_snapshot_among_another_training_is_refused(best: Path) -> None:
+    config = read_config(best.parent)
+    write_config(best.parent, {**config, "seed": 2, "images_seen": 4, "added": True})
+    with pytest.raises(StyleGAN2Error, match=r"another training .* differs in added, images_seen, seed; exp"):
+        SourceNetworks.load(str(best))
+
+
+def test_a_best_snapshot_with_a_discriminator_of_its_own_stands_alone(best: Path) -> None:
+    shutil.copy(best.parent / "discriminator.safetensors", best)
+    (best.parent / "config.json").unlink()
+    assert SourceNetworks.load(str(best)).discriminator_folder == best
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from pipeline.gan_images import fit
+from pipeline.laterality import turn_disc
 from pipeline.phantom import draw_phantoms
 from stylegan2.config import TrainingOptions
 from stylegan2.features import extract_features, load_feature_network
@@ -34,13 +35,14 @@ HELD_OUT_SEED = 7  # neither the pretraining's nor the default preset's collecti
 
 
 def training_images(dataset: str, data: Path | None) -> np.ndarray:
-    """Give the uint8 [N, 128, 128, 3] training images of the default preset or of DRIVE."""
+    """Give the uint8 [N, 128, 128, 3] training images of the default preset or of DRIVE, as right eyes."""
     if dataset == "phantom":
-        return np.stack([phantom.image for phantom in draw_phantoms(0, range(16), SIZE)])
+        return np.stack([turn_disc(phantom.image, "right") for phantom in draw_phantoms(0, range(16), SIZE)])
     paths = sorted((data / "training" / "images").glob("*.tif"))
     if len(paths) != 20:
         raise SystemExit(f"{data}/training/images: {len(paths)} images, expected DRIVE's 20")
-    return np.stack([fit(np.asarray(Image.open(path).convert("RGB")), (SIZE, SIZE)) for path in paths])
+    images = (fit(np.asarray(Image.open(path).convert("RGB")), (SIZE, SIZE)) for path in paths)
+    return np.stack([turn_disc(image, "right") for image in images])
 
 
 def options(init: str | None, kimg: float) -> TrainingOptions:
@@ -54,12 +56,11 @@ def options(init: str | None, kimg: float) -> TrainingOptions:
         z_dim=128,
         w_dim=128,
         mapping_layers=2,
-        gamma=0.4,
+        gamma=0.1,
         ema_kimg=0.5,
         augpipe="bg",
         p=0.2,
         aug="fixed",
-        mirror=True,
         kimg_per_tick=0.5,
         snapshot_ticks=1,
         kid_images=200,
@@ -106,7 +107,8 @@ def compare(folder: Path, images: np.ndarray, dataset: str) -> dict[str, object]
     """Compare 500 images of the finished generator with the training images, or with unseen phantoms."""
     network = load_feature_network()
     if dataset == "phantom":
-        images = np.stack([phantom.image for phantom in draw_phantoms(HELD_OUT_SEED, range(500), SIZE)])
+        unseen = draw_phantoms(HELD_OUT_SEED, range(500), SIZE)
+        images = np.stack([turn_disc(phantom.image, "right") for phantom in unseen])
     generator = load_generator(folder, torch.device("cpu"))
     drawn = np.stack(list(sample_images(generator, range(500), 1.0)))
     comparison = compare_image_sets(

@@ -10,22 +10,15 @@ from typing import Any
 
 import pytest
 
-from stylegan2 import transfer
+from stylegan2 import sources
+from stylegan2.cache import CACHE_VARIABLE
 from stylegan2.config import TrainingOptions, resolve
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.network_folder import save_weights, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
-from stylegan2.transfer import (
-    CACHE_VARIABLE,
-    NAMED_ADDRESSES,
-    SourceNetworks,
-    find_networks,
-    is_address,
-    is_local_path,
-    load_source,
-    network_kwargs,
-)
+from stylegan2.sources import NAMED_ADDRESSES, find_networks, is_address, is_local_path
+from stylegan2.transfer import SourceNetworks, load_source, network_kwargs
 
 # ----------------------------------------------------------------------------------------------------------
 # Names, paths and addresses
@@ -94,8 +87,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def no_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the import out, so that a test sees the downloaded file itself."""
-    monkeypatch.setattr(transfer, "_imported", lambda path: path)
-    monkeypatch.setattr(transfer, "read_nvidia_pickle", lambda path: None)
+    monkeypatch.setattr(sources, "_imported", lambda path: path)
+    monkeypatch.setattr(sources, "read_nvidia_pickle", lambda path: None)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -114,12 +107,12 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     networks = {"generator": generator.init_kwargs, "discriminator": discriminator.init_kwargs}
     write_config(folder / "phantoms-16", networks)
     (folder / "not-a-network").mkdir()
-    monkeypatch.setattr(transfer, "SHIPPED", folder)
+    monkeypatch.setattr(sources, "SHIPPED", folder)
     return folder
 
 
 def test_a_shipped_network_is_found_by_its_name(shipped: Path) -> None:
-    assert transfer.shipped_names() == ["phantoms-16"]
+    assert sources.shipped_names() == ["phantoms-16"]
     assert find_networks("phantoms-16") == shipped / "phantoms-16"
     assert not is_local_path("phantoms-16")
     assert SourceNetworks.load("phantoms-16").generator["z_dim"] == 5
@@ -128,13 +121,13 @@ def test_a_shipped_network_is_found_by_its_name(shipped: Path) -> None:
 def test_nothing_is_shipped_where_the_folder_is_absent(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(transfer, "SHIPPED", tmp_path / "absent")
-    assert transfer.shipped_names() == []
+    monkeypatch.setattr(sources, "SHIPPED", tmp_path / "absent")
+    assert sources.shipped_names() == []
 
 
 def test_every_shipped_network_can_be_loaded() -> None:
-    assert "phantom128" in transfer.shipped_names()
-    for name in transfer.shipped_names():
+    assert "phantom128" in sources.shipped_names()
+    for name in sources.shipped_names():
         networks = SourceNetworks.load(name)
         assert networks.generator["img_resolution"] == networks.discriminator["img_resolution"]
 
@@ -167,7 +160,7 @@ def test_names_stand_for_the_addresses_of_public_pickles(
         target.parent.mkdir(parents=True)
         target.write_text(address)
 
-    monkeypatch.setattr(transfer, "_download", download)
+    monkeypatch.setattr(sources, "_download", download)
     address = find_networks("ffhq256").read_text()
     assert address.startswith("https://") and address.endswith("/ffhq-res256-mirror-paper256-noaug.pkl")
 
@@ -245,15 +238,6 @@ def test_an_interrupted_download_leaves_nothing(
     assert files_below(cache) == []
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert transfer.cache_folder() == tmp_path / "stylegan2"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert transfer.cache_folder() == tmp_path / "home" / ".cache" / "stylegan2"
-
-
 # ----------------------------------------------------------------------------------------------------------
 # Pickles
 # ----------------------------------------------------------------------------------------------------------
@@ -284,7 +268,7 @@ def test_a_pickle_is_downloaded_imported_and_then_remembered(
     def unexpected(path: Path) -> None:
         raise AssertionError("imported again")
 
-    monkeypatch.setattr(transfer, "read_nvidia_pickle", unexpected)
+    monkeypatch.setattr(sources, "read_nvidia_pickle", unexpected)
     assert SourceNetworks.load(address) == source
     assert server.requests == ["/net.pkl"]
 
