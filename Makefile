@@ -5,11 +5,12 @@ READY := $(VENV)/.ready
 # Stages run as `python -m stages.NAME`: this makes that the environment's Python.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test check fix
+.PHONY: help setup repro test test-gpu check fix
 
 help:
 	@echo "make repro   set up .venv and run the pipeline of params.yaml from raw data to report/index.html"
 	@echo "make test    set up .venv and run the tests (PYTEST_ARGS='-k phantom' to choose)"
+	@echo "make test-gpu   the same for stylegan2/ with the compiled operations on a CUDA GPU"
 	@echo "make check   ruff and mypy; make fix lets ruff mend what it can"
 
 setup: $(READY)
@@ -31,6 +32,12 @@ repro: setup
 
 test: setup
 	python -m pytest $(PYTEST_ARGS)
+
+# Everything in tests/stylegan2; tests of operations and networks run on CUDA tensors as well.
+test-gpu: setup
+	@python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "Error: no GPU: torch sees no CUDA device, so nothing was tested; 'stylegan2 doctor' says more"; exit 2; }
+	STYLEGAN2_OPS=cuda python -m pytest tests/stylegan2 $(PYTEST_ARGS)
 
 check: setup
 	ruff check .

@@ -3,11 +3,15 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from tqdm import tqdm
 
 from pipeline.errors import Problems, UserError
+
+if TYPE_CHECKING:
+    from pipeline.frames import Views
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".ppm", ".gif")
 RESULTS = ("mask", "probability", "overlay")  # of image.jpg: image_mask.png, …
@@ -34,6 +38,18 @@ def main() -> None:
     "--threshold", type=click.FloatRange(0, 1), help="Vessel where probability ≥ this [the model's own]."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--views",
+    default="none",
+    show_default=True,
+    type=click.Choice(["none", "flips", "dihedral"]),
+    help="Average over mirror images (4× the time), or over these and quarter turns (8×).",
+)
+@click.option(
+    "--tile",
+    type=int,
+    help="Predict images of more than TILE × TILE working pixels in tiles of that side [1024].",
+)
 @click.option("--overwrite", is_flag=True, help="Replace results of an earlier run.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def predict(
@@ -42,6 +58,8 @@ def predict(
     model: Path,
     threshold: float | None,
     device: str,
+    views: "Views",
+    tile: int | None,
     overwrite: bool,
     debug: bool,
 ) -> None:
@@ -49,13 +67,15 @@ def predict(
 
     Writes three files per image: NAME_mask.png (0 or 255), NAME_probability.png (16 bits, 65535 = 1) and
     NAME_overlay.png. Folders are not searched deeper, pixels are taken as stored (EXIF orientation is
-    ignored), and 16-bit images have to use their full range.
+    ignored), and 16-bit images have to use their full range. Large images are predicted in overlapping tiles,
+    with the same result as in one piece; see --tile.
 
     Nothing is written when an image cannot be read, when a result would replace a file (see --overwrite; an
     image given as input is never replaced), or when OUT is one of the folders to be segmented.
     """
     try:
-        _predict(_checked_files(images, output, overwrite), output, model, threshold, device)
+        files = _checked_files(images, output, overwrite)
+        _predict(files, output, model, threshold, device, views, tile)
     except UserError as error:
         if debug:
             raise
@@ -101,20 +121,38 @@ def phantoms(
     click.echo(f"{count} phantom{'s' if count > 1 else ''} of {size}×{size} pixels in {output}")
 
 
-def _predict(files: list[Path], output: Path, model: Path, threshold: float | None, device: str) -> None:
+def _predict(
+    files: list[Path],
+    output: Path,
+    model: Path,
+    threshold: float | None,
+    device: str,
+    views: "Views",
+    tile: int | None,
+) -> None:
     # Loaded here so that `vesselforge --help` does not wait for torch.
+    from pipeline.allocation import keep_freed_memory
     from pipeline.device import select_device
     from pipeline.images import read_rgb, write_png, write_probability
     from pipeline.inference import Predictor
     from pipeline.overlay import prediction_overlay
+    from pipeline.tiling import DEFAULT_TILE, check_tile
 
+    tile = DEFAULT_TILE if tile is None else tile
+    check_tile(tile)
+    keep_freed_memory()
     predictor = Predictor.from_folder(model, select_device(device))
     cut = predictor.threshold if threshold is None else threshold
     try:
         output.mkdir(parents=True, exist_ok=True)
         for file in tqdm(files, desc="predict", unit="image", disable=len(files) < 2):
             image = read_rgb(file)
-            probability = predictor.predict(image)
+            height, width = image.shape[:2]
+            if (count := predictor.tile_count(height, width, tile)) > 1:
+                tqdm.write(
+                    f"{file}: {width}×{height} pixels, predicted in {count} overlapping tiles of side {tile}"
+                )
+            probability = predictor.predict(image, views=views, tile=tile)
             mask = probability >= cut
             write_png(_result(output, file, "mask"), mask)
             write_probability(_result(output, file, "probability"), probability)

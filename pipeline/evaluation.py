@@ -6,8 +6,9 @@ files and the labels can recompute every figure, bit for bit.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import Problems, UserError
 from pipeline.images import read_gray, write_png, write_probability
+from pipeline.metrics import rates, topology
+from pipeline.metrics.boundary import BoundaryDistance
+from pipeline.metrics.calibration import bin_sums, expected_calibration_error
 from pipeline.metrics.pixel import METRIC_NAMES, Confusion, LevelCounts, PixelMetrics, threshold_level
+from pipeline.metrics.topology import TopologyCounts, TruthShape
 from pipeline.prepared import Frame, Sample
 
 FIELD_OF_VIEW = "fov"
@@ -31,7 +36,28 @@ The full frame adds the black border, which every model gets right: it flatters 
 
 DECIMALS = 6
 CONFUSION_COLUMNS = tuple(Confusion.__dataclass_fields__)
-PER_IMAGE_COLUMNS = ("model", "id", "region", *METRIC_NAMES, *CONFUSION_COLUMNS)
+SHAPE_COLUMNS = (
+    "mcc",
+    "iou",
+    "ece",
+    "cldice",
+    "topology_precision",
+    "topology_sensitivity",
+    "thin_recall",
+    "thick_recall",
+    "beta0_error",
+    "mean_surface_distance",
+    "hausdorff_95",
+)
+PER_IMAGE_COLUMNS = (
+    "model",
+    "id",
+    "region",
+    *METRIC_NAMES,
+    *CONFUSION_COLUMNS,
+    *SHAPE_COLUMNS,
+    *topology.COLUMNS,
+)
 
 
 class ProbabilityModel(Protocol):
@@ -42,14 +68,53 @@ class ProbabilityModel(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+TruthShapes = MutableMapping[tuple[str, str], TruthShape]
+"""Shapes of the truths by image id and region: measured once, used for every model."""
+
+
+@dataclass(frozen=True, eq=False)
 class ImageScore:
-    """One image in one region at the model's threshold."""
+    """One image in one region at the model's threshold.
+
+    Attributes:
+        levels: vessel and background pixels per level of probability.
+        calibration: int64 [15, 3], see `pipeline.metrics.calibration.bin_sums`.
+        topology: counts on centrelines and of components.
+        boundary: distances between the outlines of mask and truth.
+    """
 
     id: str
     region: str
     confusion: Confusion
     metrics: PixelMetrics
+    levels: LevelCounts
+    calibration: NDArray[np.int64]
+    topology: TopologyCounts
+    boundary: BoundaryDistance
+
+    def figures(self) -> dict[str, float]:
+        """Give all figures and counts by name; NaN for the recall of a calibre that the image lacks."""
+        confusion, counts = self.confusion.as_array(), self.topology.as_array()
+        thin, thick = topology.thin_recall(counts), topology.thick_recall(counts)
+        shape = {
+            "mcc": rates.mcc(confusion),
+            "iou": rates.iou(confusion),
+            "ece": expected_calibration_error(self.calibration),
+            "cldice": topology.cldice(counts),
+            "topology_precision": topology.topology_precision(counts),
+            "topology_sensitivity": topology.topology_sensitivity(counts),
+            "thin_recall": thin if self.topology.thin_centreline else math.nan,
+            "thick_recall": thick if self.topology.thick_centreline else math.nan,
+            "beta0_error": topology.beta0_error(counts),
+            "mean_surface_distance": self.boundary.mean,
+            "hausdorff_95": self.boundary.hausdorff_95,
+        }
+        return (
+            self.metrics.as_dict()
+            | asdict(self.confusion)
+            | {name: float(value) for name, value in shape.items()}
+            | asdict(self.topology)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +143,9 @@ class Evaluation:
         return {"pooled": _rounded(pooled), "mean": _rounded(means)}
 
     def per_image(self, model: str) -> pd.DataFrame:
-        """Tabulate every image and region: model, id, region, the metrics, and the confusion counts."""
+        """Tabulate every image and region: model, id, region, all figures, and the counts behind them."""
         rows = [
-            {"model": model, "id": score.id, "region": score.region}
-            | score.metrics.as_dict()
-            | asdict(score.confusion)
+            {"model": model, "id": score.id, "region": score.region} | score.figures()
             for score in self.images
         ]
         return pd.DataFrame(rows, columns=list(PER_IMAGE_COLUMNS))
@@ -122,13 +185,16 @@ def read_levels(folder: Path, frame: Frame) -> NDArray[np.uint16]:
     return levels.astype(np.uint16, copy=False)
 
 
-def evaluate_predictions(folder: Path, samples: Sequence[Sample], threshold: float) -> Evaluation:
+def evaluate_predictions(
+    folder: Path, samples: Sequence[Sample], threshold: float, shapes: TruthShapes | None = None
+) -> Evaluation:
     """Score stored predictions against the untouched labels, in every region.
 
     Args:
         folder: holds `<id>.png` for every sample.
         samples: labelled; at least one.
         threshold: a pixel is marked when its probability is >= threshold.
+        shapes: starts empty and is filled here; give it again with the next model on the same samples.
 
     Raises:
         UserError: when there is no sample, a label is missing or has one class only, or a prediction does
@@ -141,12 +207,14 @@ def evaluate_predictions(folder: Path, samples: Sequence[Sample], threshold: flo
     problems = Problems("the test images cannot be evaluated")
     scores: list[ImageScore] = []
     pooled = dict.fromkeys(REGIONS, LevelCounts.zero())
+    shapes = {} if shapes is None else shapes
     for sample in samples:
         frame = sample.load()
         if frame.vessels is None:
             problems.add(f"{frame.id}: has no label; only labelled images can be evaluated")
             continue
         levels = read_levels(folder, frame)
+        marked = levels >= threshold_level(threshold)
         for region, mask in region_masks(frame).items():
             counts = LevelCounts.count(levels, frame.vessels, mask)
             try:
@@ -154,7 +222,21 @@ def evaluate_predictions(folder: Path, samples: Sequence[Sample], threshold: flo
             except UserError as error:
                 problems.add(f"{frame.id} ({region}): {error}")
                 continue
-            scores.append(ImageScore(frame.id, region, counts.confusion(threshold), metrics))
+            if (frame.id, region) not in shapes:
+                shapes[frame.id, region] = TruthShape.of(frame.vessels, mask)
+            topology_counts, boundary = shapes[frame.id, region].judge(marked)
+            scores.append(
+                ImageScore(
+                    id=frame.id,
+                    region=region,
+                    confusion=counts.confusion(threshold),
+                    metrics=metrics,
+                    levels=counts,
+                    calibration=bin_sums(counts),
+                    topology=topology_counts,
+                    boundary=boundary,
+                )
+            )
             pooled[region] += counts
     problems.raise_if_any()
     return Evaluation(threshold, tuple(scores), pooled)

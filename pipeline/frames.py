@@ -15,6 +15,11 @@ from pipeline.schema import Strict
 Resolution = Annotated[int, Field(ge=16)] | Literal["native"]
 """Long side of a working frame in pixels, or `native`: frames keep their size."""
 
+Views = Literal["none", "flips", "dihedral"]
+"""Test-time augmentation: the image alone, its four mirror images, or all eight with the quarter turns."""
+
+VIEW_COUNT: dict[Views, int] = {"none": 1, "flips": 4, "dihedral": 8}
+
 Array8 = NDArray[np.uint8]
 ArrayBool = NDArray[np.bool_]
 ArrayFloat = NDArray[np.float32]
@@ -58,12 +63,13 @@ def network_input(images: list[ArrayFloat], statistics: Statistics) -> Tensor:
         statistics: of the training images.
 
     Returns:
-        float32 [N, 3, H', W'], H' and W' the smallest multiples of 8 that hold every image.
+        float32 [N, 3, H', W'] in memory channels last, H' and W' the smallest multiples of 8 that hold every
+        image.
     """
     batch = pad_together(images)  # [N, H', W', 3]
     mean = np.asarray(statistics.mean, np.float32)
     scale = 1 / np.asarray(statistics.std, np.float32)
-    return torch.from_numpy((batch - mean) * scale).permute(0, 3, 1, 2).contiguous()  # [N, 3, H', W']
+    return torch.from_numpy((batch - mean) * scale).permute(0, 3, 1, 2)  # [N, 3, H', W']
 
 
 def pad_together(arrays: list[ArrayFloat]) -> ArrayFloat:
@@ -81,7 +87,7 @@ def pad_together(arrays: list[ArrayFloat]) -> ArrayFloat:
 
 
 def predict_logits(
-    network: nn.Module, image: Array8, statistics: Statistics, *, flips: bool = False
+    network: nn.Module, image: Array8, statistics: Statistics, *, views: Views = "none"
 ) -> Tensor:
     """Run a network on one image at working resolution.
 
@@ -89,7 +95,7 @@ def predict_logits(
         network: in evaluation mode; the input goes to the device of its weights.
         image: uint8 [H, W, 3].
         statistics: of the network's training images.
-        flips: average the probabilities over the four mirror images (test-time augmentation).
+        views: average the probabilities over these images of the image (test-time augmentation).
 
     Returns:
         Logits float32 [H, W], on the CPU.
@@ -98,14 +104,24 @@ def predict_logits(
     device = next(network.parameters()).device
     batch = network_input([image.astype(np.float32) / np.float32(255)], statistics).to(device)
     with torch.inference_mode():
-        if not flips:
-            logits = network(batch)
-        else:
-            axes: list[list[int]] = [[], [2], [3], [2, 3]]
-            mirrored = [network(batch.flip(dims)).sigmoid().flip(dims) for dims in axes]
-            logits = torch.stack(mirrored).mean(0).logit(eps=1e-7)
+        logits = network(batch) if views == "none" else _average_of_views(network, batch, views)
         cropped: Tensor = logits[0, 0, :height, :width].float().cpu()
     return cropped
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The square's symmetries (the dihedral group of order 8) are k quarter turns, each with or without a mirror;
+# the four of them that keep height and width in their places are the flips: none, ↔, and both at k = 2.
+#   z̄ = logit( 1/|G| Σ_g σ( g⁻¹ f(g x) ) )
+def _average_of_views(network: nn.Module, batch: Tensor, views: Views) -> Tensor:
+    """Average the probabilities over the views, one after the other to save memory; returns logits."""
+    turns = (0, 2) if views == "flips" else (0, 1, 2, 3)
+    total = torch.zeros_like(batch[:, :1])
+    for turn in turns:
+        for axes in ([], [3]):
+            view = batch.flip(axes).rot90(turn, (2, 3))
+            total += network(view).sigmoid().rot90(-turn, (2, 3)).flip(axes)
+    return (total / (2 * len(turns))).logit(eps=1e-7)
 
 
 def native_probability(logits: Tensor, height: int, width: int) -> ArrayFloat:

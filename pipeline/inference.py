@@ -11,8 +11,18 @@ from torch import nn
 
 from pipeline.ensemble import MEMBERS_FOLDER, EnsembleConfig, combine
 from pipeline.errors import UserError
-from pipeline.frames import native_probability, predict_logits, scale_frame
+from pipeline.frames import (
+    Array8,
+    ArrayFloat,
+    Views,
+    native_probability,
+    predict_logits,
+    scale_frame,
+    working_size,
+)
 from pipeline.model_folder import CONFIG_FILE, ModelConfig, load_model, parse_config, read_config
+from pipeline.models.folding import folded
+from pipeline.tiling import DEFAULT_TILE, blend_tiles, check_tile, is_tiled, tile_count
 
 
 class Predictor(ABC):
@@ -44,33 +54,61 @@ class Predictor(ABC):
         )
 
     @abstractmethod
-    def predict(self, image: NDArray[np.uint8], *, flips: bool = False) -> NDArray[np.float32]:
+    def predict(
+        self, image: NDArray[np.uint8], *, views: Views = "none", tile: int | None = DEFAULT_TILE
+    ) -> NDArray[np.float32]:
         """Predict the probability of vessel for every pixel of one photograph.
 
         Args:
             image: uint8 [H, W, 3], RGB, any size.
-            flips: average over the four mirror images; takes four times as long.
+            views: average over the four mirror images (`flips`) or over these and their quarter turns
+                (`dihedral`); takes four or eight times as long.
+            tile: side of the tiles that larger working frames are predicted in (see `pipeline.tiling`);
+                None predicts any in one piece, which takes about 500 bytes a pixel.
 
         Returns:
             float32 [H, W], 0..1.
+
+        Raises:
+            UserError: no tile can have this side.
         """
+
+    def tile_count(self, height: int, width: int, tile: int | None = DEFAULT_TILE) -> int:
+        """Count the tiles in which a photograph of this size is predicted; 1: in one piece."""
+        return 1
 
 
 class SegmenterPredictor(Predictor):
     """A single network: scales to its working resolution, predicts, scales back."""
 
     def __init__(self, network: nn.Module, config: ModelConfig) -> None:
-        self.network = network
+        self.network = folded(network)
         self.config = config
         self.threshold = config.threshold
 
-    def predict(self, image: NDArray[np.uint8], *, flips: bool = False) -> NDArray[np.float32]:
+    def predict(
+        self, image: NDArray[np.uint8], *, views: Views = "none", tile: int | None = DEFAULT_TILE
+    ) -> NDArray[np.float32]:
         """See `Predictor.predict`."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"got {image.dtype} {image.shape}; expected uint8 [H, W, 3]")
+        if tile is not None:
+            check_tile(tile)
         working = scale_frame(image, self.config.resolution)
-        logits = predict_logits(self.network, working, self.config.statistics, flips=flips)
-        return native_probability(logits, *image.shape[:2])
+        height, width = working.shape[:2]
+
+        def predict_piece(piece: Array8) -> ArrayFloat:
+            return predict_logits(self.network, piece, self.config.statistics, views=views).numpy()
+
+        if tile is not None and is_tiled(height, width, tile):
+            logits = blend_tiles(predict_piece, working, tile)
+        else:
+            logits = predict_piece(working)
+        return native_probability(torch.from_numpy(logits), *image.shape[:2])
+
+    def tile_count(self, height: int, width: int, tile: int | None = DEFAULT_TILE) -> int:
+        """See `Predictor.tile_count`."""
+        return tile_count(*working_size(height, width, self.config.resolution), tile)
 
 
 class EnsemblePredictor(Predictor):
@@ -81,8 +119,14 @@ class EnsemblePredictor(Predictor):
         self.config = config
         self.threshold = config.threshold
 
-    def predict(self, image: NDArray[np.uint8], *, flips: bool = False) -> NDArray[np.float32]:
+    def predict(
+        self, image: NDArray[np.uint8], *, views: Views = "none", tile: int | None = DEFAULT_TILE
+    ) -> NDArray[np.float32]:
         """See `Predictor.predict`."""
-        maps = [member.predict(image, flips=flips) for member in self.members]
+        maps = [member.predict(image, views=views, tile=tile) for member in self.members]
         thresholds = [member.threshold for member in self.members]
         return combine(maps, self.config.rule, weight=self.config.weight, thresholds=thresholds)
+
+    def tile_count(self, height: int, width: int, tile: int | None = DEFAULT_TILE) -> int:
+        """See `Predictor.tile_count`."""
+        return max(member.tile_count(height, width, tile) for member in self.members)

@@ -23,6 +23,7 @@ from pipeline.diagram import Stage, stage_graph
 from pipeline.errors import UserError
 from pipeline.evaluation import FIELD_OF_VIEW, read_levels
 from pipeline.images import read_rgb
+from pipeline.intervals import figure_cells
 from pipeline.metrics.bootstrap import draw_images, f1_interval
 from pipeline.metrics.pixel import threshold_level
 from pipeline.overlay import LEGEND, comparison_overlay
@@ -49,6 +50,23 @@ COLUMNS = {
     "average_precision": "Average precision",
     "paper_f1": "paper’s “F1”",
 }
+SHAPE_ROWS = (
+    ("mean", "cldice", "clDice", 3),
+    ("mean", "topology_precision", "Topology precision", 3),
+    ("mean", "topology_sensitivity", "Topology sensitivity", 3),
+    ("pooled", "thin_recall", "Recall on centrelines, thin vessels (≤ 3 px)", 3),
+    ("pooled", "thick_recall", "Recall on centrelines, thick vessels", 3),
+    ("mean", "components", "Connected components per mask", 1),
+    ("mean", "components_truth", "– of the truth", 1),
+    ("mean", "beta0_error", "β₀ error: difference in components", 1),
+    ("mean", "mean_surface_distance", "Mean boundary distance, px", 2),
+    ("mean", "hausdorff_95", "Hausdorff distance, 95th percentile, px", 2),
+    ("pooled", "mcc", "Matthews correlation", 3),
+    ("pooled", "iou", "Intersection over union", 3),
+    ("pooled", "ece", "Expected calibration error", 4),
+)
+"""Rows of “Topology and calibration”: how images are averaged, figure, title, decimals."""
+
 _OVERLAY_SIDE = 560
 _SNAPSHOT_SIDE = 520
 _SNAPSHOTS = 4
@@ -104,6 +122,7 @@ class ReportInputs:
         dataset: one line on the test images.
         models: in the order of the tables; the first is the reference of the comparisons.
         per_image: the table of `pipeline.evaluation.write_per_image`.
+        intervals: the table of `pipeline.intervals.write_intervals`.
         test_samples: labelled test images.
         synthetic: generated images with their pseudo-labels.
         gan_history: one row per tick; None when the generator was not trained here.
@@ -121,6 +140,7 @@ class ReportInputs:
     dataset: str
     models: Sequence[ModelResults]
     per_image: pd.DataFrame
+    intervals: pd.DataFrame
     test_samples: Sequence[Sample]
     synthetic: Sequence[SyntheticExample]
     gan_history: pd.DataFrame | None
@@ -169,6 +189,7 @@ def write_report(path: Path, inputs: ReportInputs) -> None:
 
 def render(inputs: ReportInputs) -> str:
     """Make the page as HTML text; equal inputs give equal text."""
+    _check_images(inputs)
     draws = draw_images(len(inputs.test_samples), inputs.bootstrap_samples, inputs.seed)
     reference = inputs.models[0].name
     comparisons = [
@@ -192,6 +213,7 @@ def render(inputs: ReportInputs) -> str:
         kept=[_kept_epoch(name, history) for name, history in histories.items()],
         columns=COLUMNS,
         tables=_tables(inputs, draws),
+        shape_rows=_shape_rows(inputs),
         figures=_figures(inputs, histories),
         legend=LEGEND,
         overlays={model.name: _overlays(inputs, model) for model in inputs.models},
@@ -200,6 +222,16 @@ def render(inputs: ReportInputs) -> str:
         snapshots=[_snapshot(path) for path in _spread(inputs.gan_snapshots, _SNAPSHOTS)],
         graph=Markup(stage_graph(inputs.stages)),
     )
+
+
+def _check_images(inputs: ReportInputs) -> None:
+    for model in inputs.models:
+        rows = model_rows(inputs.per_image, model.name, FIELD_OF_VIEW)
+        if list(rows["id"]) != sorted(sample.id for sample in inputs.test_samples):
+            raise UserError(
+                f"per_image.csv: the images of {model.name!r} are not those of the test split; "
+                "run `evaluate` again"
+            )
 
 
 def _headline(comparisons: Sequence[Comparison]) -> Comparison:
@@ -213,11 +245,6 @@ def _tables(inputs: ReportInputs, draws: NDArray[np.int64]) -> list[Table]:
     intervals = {}
     for model in inputs.models:
         rows = model_rows(inputs.per_image, model.name, FIELD_OF_VIEW)
-        if list(rows["id"]) != sorted(sample.id for sample in inputs.test_samples):
-            raise UserError(
-                f"per_image.csv: the images of {model.name!r} are not those of the test split; "
-                "run `evaluate` again"
-            )
         intervals[model.name] = f1_interval(f1_counts(rows), draws)
 
     def table(title: str, note: str, region: str, mean: str, with_interval: bool = False) -> Table:
@@ -259,6 +286,16 @@ def _tables(inputs: ReportInputs, draws: NDArray[np.int64]) -> list[Table]:
             "mean",
         ),
     ]
+
+
+def _shape_rows(inputs: ReportInputs) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Give title, averaging and, for every model, figure and interval: “–” where no image has the figure."""
+    rows = []
+    for average, figure, title, decimals in SHAPE_ROWS:
+        models = [model.name for model in inputs.models]
+        cells = figure_cells(inputs.intervals, models, FIELD_OF_VIEW, average, figure, decimals)
+        rows.append((title, average, cells))
+    return rows
 
 
 def _kept_epoch(model: str, history: pd.DataFrame) -> tuple[str, str, str, str]:

@@ -14,10 +14,12 @@ import click
 from stages.graph import read_graph
 
 PACKAGES = ("pipeline", "stages", "stylegan2")
+# Folders of sources in another language, by the module that compiles them.
+COMPILED = {"stylegan2/ops/build.py": "stylegan2/csrc"}
 
 
 def import_closure(file: Path) -> set[str]:
-    """List every Python file of ours that running `file` imports, itself included.
+    """List every Python file of ours that running `file` imports, itself included, and `COMPILED` sources.
 
     Imports inside functions count; those under `if TYPE_CHECKING` do not.
 
@@ -34,7 +36,7 @@ def import_closure(file: Path) -> set[str]:
         for module in _imported_modules(Path(path)):
             waiting.extend(_files_of(module))
         waiting.extend(_files_of(".".join(Path(path).parent.parts)))
-    return found
+    return found | {COMPILED[path] for path in found & COMPILED.keys()}
 
 
 def imported_packages(file: Path) -> set[str]:
@@ -85,7 +87,7 @@ def main() -> None:
     agree = True
     for name, node in read_graph().items():
         needed = import_closure(Path("stages") / f"{name}.py")
-        listed = {path for path in node.code if path.endswith(".py")}
+        listed = {path for path in node.code if path.endswith(".py") or path in COMPILED.values()}
         for path in sorted(needed - listed):
             click.echo(f"{name}: add {path}")
         for path in sorted(listed - needed):

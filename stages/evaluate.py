@@ -13,6 +13,7 @@ from pipeline.curves import precision_recall_curve, roc_curve, write_curve
 from pipeline.evaluation import (
     FIELD_OF_VIEW,
     FULL_FRAME,
+    TruthShapes,
     evaluate_predictions,
     write_metrics,
     write_per_image,
@@ -20,6 +21,7 @@ from pipeline.evaluation import (
     write_submission,
 )
 from pipeline.inference import Predictor
+from pipeline.intervals import headlines, interval_table, write_intervals
 from pipeline.prepared import load_samples
 from pipeline.schema import Strict
 from stages.context import StageRun, stage_command
@@ -28,9 +30,10 @@ MODELS = ("base", "retrained", "ensemble")
 
 
 class Params(Strict):
-    """Section `evaluate`: largest number of points of a ROC or precision–recall file."""
+    """Section `evaluate`: points of a ROC or precision–recall file at most; draws behind every interval."""
 
     curve_points: Annotated[int, Field(ge=10, le=5000)] = 200
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
 
 
 @stage_command("evaluate", Params)
@@ -43,14 +46,18 @@ def main(run: StageRun) -> None:
     for folder in (roc, precision_recall):
         folder.mkdir()
 
-    tables = []
+    tables, intervals = [], []
+    shapes: TruthShapes = {}
     for name in MODELS:
         model = Predictor.from_folder(run.dep(f"models/{name}"), run.runtime.torch_device())
         progress = tqdm([*labelled, *unlabelled], desc=f"predict with {name}", unit="image")
         write_predictions(model, progress, predictions / name)
-        evaluation = evaluate_predictions(predictions / name, labelled, model.threshold)
+        evaluation = evaluate_predictions(predictions / name, labelled, model.threshold, shapes)
         write_metrics(run.out(f"metrics/{name}.json"), evaluation.summary(FIELD_OF_VIEW))
         write_metrics(run.out(f"metrics/full_frame/{name}.json"), evaluation.summary(FULL_FRAME))
+        intervals.append(interval_table(evaluation, name, run.params.bootstrap_samples, run.seed))
+        for group, summary in headlines(intervals[-1], FIELD_OF_VIEW).items():
+            write_metrics(run.out(f"metrics/{group}/{name}.json"), summary)
         counts = evaluation.pooled[FIELD_OF_VIEW]
         write_curve(roc / f"{name}.csv", roc_curve(counts, run.params.curve_points))
         write_curve(precision_recall / f"{name}.csv", precision_recall_curve(counts, run.params.curve_points))
@@ -59,6 +66,7 @@ def main(run: StageRun) -> None:
             submission = predictions / "submission" / name
             write_submission(submission, predictions / name, unlabelled, model.threshold)
     write_per_image(run.out("metrics/per_image.csv"), tables)
+    write_intervals(run.out("metrics/intervals.csv"), intervals)
 
 
 if __name__ == "__main__":

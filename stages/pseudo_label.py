@@ -2,6 +2,7 @@
 
 from tqdm import tqdm
 
+from pipeline.frames import Views
 from pipeline.images import read_rgb, write_probability
 from pipeline.inference import Predictor
 from pipeline.schema import Strict
@@ -26,8 +27,9 @@ def main(run: StageRun) -> None:
     pool = read_pool(run.dep("data/synthetic/images"))
     folder = run.out("data/synthetic/probabilities")
     folder.mkdir(parents=True)
+    views: Views = "flips" if run.params.flips else "none"
     for image in tqdm(pool, desc="pseudo_label", unit="image"):
-        probability = teacher.predict(read_rgb(image.path), flips=run.params.flips)
+        probability = teacher.predict(read_rgb(image.path), views=views)
         write_probability(image.probability_path(folder), probability)
 
 

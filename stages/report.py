@@ -11,6 +11,7 @@ from pydantic import Field
 from pipeline.diagram import Stage
 from pipeline.evaluation import read_per_image
 from pipeline.images import read_probability, read_rgb
+from pipeline.intervals import read_intervals
 from pipeline.prepared import Sample, load_samples
 from pipeline.report import ModelResults, ReportInputs, SyntheticExample, write_report
 from pipeline.schema import Strict
@@ -39,6 +40,7 @@ def main(run: StageRun) -> None:
         dataset=_describe(samples),
         models=[_model(run, name) for name in MODELS],
         per_image=read_per_image(run.dep("metrics/per_image.csv")),
+        intervals=read_intervals(run.dep("metrics/intervals.csv")),
         test_samples=samples,
         synthetic=_synthetic(run),
         gan_history=_gan_history(gan),

@@ -23,13 +23,19 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 class Runtime(Strict):
-    """Device, threads and processes of this machine; `precision` is the segmenter's, on CUDA only."""
+    """Device, threads and processes of this machine.
+
+    Attributes:
+        precision: the segmenter's, on CUDA only.
+        ops: implementation of the GAN's operations; auto leaves it to $STYLEGAN2_OPS, and to what can run.
+    """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     threads: Literal["auto"] | Count = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
     processes: Literal["auto"] | Count = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    ops: Literal["auto", "cuda", "cpu", "reference"] = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
 
     def process_count(self) -> int:

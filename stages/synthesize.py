@@ -11,6 +11,7 @@ from pipeline.images import write_png
 from pipeline.schema import Strict
 from pipeline.synthetic_pool import COLUMNS, MANIFEST
 from stages.context import StageRun, stage_command
+from stylegan2 import ops
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.sampling import load_generator, sample_images
 
@@ -42,6 +43,8 @@ def check_snapshot(sections: Mapping[str, Any]) -> list[str]:
 def main(run: StageRun) -> None:
     """Generate the pool of synthetic images."""
     params: Params = run.params
+    if run.runtime.ops != "auto":
+        ops.select(run.runtime.ops)
     gan = run.dep("models/gan")
     if params.snapshot == "best":
         gan = gan / "best"

@@ -8,6 +8,7 @@ from pydantic import field_validator, model_validator
 from pipeline.gan_images import load_images
 from pipeline.prepared import load_samples
 from stages.context import StageRun, stage_command
+from stylegan2 import ops
 from stylegan2.config import TrainingOptions, resolve
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.sources import NAMED_ADDRESSES, is_local_path, shipped_names
@@ -64,6 +65,8 @@ class Params(TrainingOptions):
 def main(run: StageRun) -> None:
     """Train the StyleGAN2-ADA generator on the training images."""
     options: Params = run.params
+    if run.runtime.ops != "auto":
+        ops.select(run.runtime.ops)
     run.dep(PRETRAINED)  # one of both is where a local options.init lies
     run.dep(SHIPPED_NETWORKS)
     samples = load_samples(run.dep("data/prepared/development"), "train")

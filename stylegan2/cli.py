@@ -2,6 +2,7 @@
 
 import click
 
+from stylegan2.commands.doctor import doctor
 from stylegan2.commands.export import export
 from stylegan2.commands.generate import generate
 from stylegan2.commands.import_network import import_network
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (train, generate, mix, interpolate, project, info, import_network, export, metrics):
+for command in (train, generate, mix, interpolate, project, info, import_network, export, metrics, doctor):
     main.add_command(command)

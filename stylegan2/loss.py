@@ -11,6 +11,7 @@ from stylegan2.augment import AugmentPipe
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
+from stylegan2.ops.convolution import constant_kernels
 
 Report = Callable[[str, Tensor], None]
 
@@ -103,7 +104,8 @@ class StyleGAN2Loss:
         # the size of the image, Jᵀy = ∇_w (G(w)·y), and a the running mean of ‖Jᵀy‖, this batch included.
         # ---------------------------------------------------------------------------------------------------
         count = max(len(z) // self.pl_batch_shrink, 1)
-        images, ws = self._generate(z[:count], None if c is None else c[:count], rng)
+        with constant_kernels():
+            images, ws = self._generate(z[:count], None if c is None else c[:count], rng)
         noise = self.path_length_noise(images, rng) / math.sqrt(images.shape[2] * images.shape[3])
         (slopes,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
         lengths = slopes.square().sum(dim=2).mean(dim=1).sqrt()  # [N]
@@ -167,7 +169,8 @@ class StyleGAN2Loss:
         # Mescheder et al. 2018 (1801.04406), equation 9: γ/2 · E[‖∇_x D(x)‖²], x before augmentation
         # ---------------------------------------------------------------------------------------------------
         real = real.detach().requires_grad_()
-        logits = self._judge(real, c, rng)
+        with constant_kernels():
+            logits = self._judge(real, c, rng)
         self._report_logits("real", logits)
         (slopes,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
         penalty = slopes.square().sum(dim=(1, 2, 3))  # [N]

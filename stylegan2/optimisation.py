@@ -9,6 +9,7 @@ from torch import nn
 BETAS = (0.0, 0.99)
 EPS = 1e-8
 LARGEST_GRADIENT = 1e5
+FUSED_DEVICES = ("cpu", "cuda")
 
 
 def lazy_hyperparameters(lr: float, interval: int | None) -> tuple[float, tuple[float, float]]:
@@ -34,7 +35,10 @@ def lazy_hyperparameters(lr: float, interval: int | None) -> tuple[float, tuple[
 def lazy_adam(network: nn.Module, lr: float, interval: int | None) -> torch.optim.Adam:
     """Make the one Adam that main and regularisation steps of a network share."""
     corrected_lr, betas = lazy_hyperparameters(lr, interval)
-    return torch.optim.Adam(network.parameters(), lr=corrected_lr, betas=betas, eps=EPS)
+    parameters = list(network.parameters())
+    # One pass over memory instead of one for each operation of Adam; elsewhere torch chooses.
+    fused = True if all(parameter.device.type in FUSED_DEVICES for parameter in parameters) else None
+    return torch.optim.Adam(parameters, lr=corrected_lr, betas=betas, eps=EPS, fused=fused)
 
 
 def step_with_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -3,16 +3,15 @@
 import copy
 import hashlib
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stylegan2.config import ResolvedOptions, TrainingOptions
 from stylegan2.errors import StyleGAN2Error
+from stylegan2.growth import grown_weights
 from stylegan2.network_folder import (
     CONFIG,
     check_and_load,
@@ -237,30 +236,6 @@ def load_source(
     ]
     for path, network in files:
         if grown:
-            check_and_load(network, _grown(read_tensors(path), network, source), str(path))
+            check_and_load(network, grown_weights(read_tensors(path), network, source.generator), str(path))
         else:
             load_weights(path, network)
-
-
-def _grown(tensors: Mapping[str, Tensor], network: nn.Module, source: SourceNetworks) -> dict[str, Tensor]:
-    """Complete the weights of a smaller network with the larger one's own, for resolutions beyond it.
-
-    Blocks are named after their resolution and keep their weights (Karras et al. 2018, 1710.10196, figure 1).
-    The larger discriminator reads the image at its own resolution, so the smaller one's reader falls away.
-    New image layers of the generator start at 0: the picture is at first the smaller network's, enlarged.
-    (Only of the architecture `skip`: the others draw with their last image layer alone.)
-    """
-    smaller = source.generator["img_resolution"]
-    adds_up = (source.generator.get("synthesis_kwargs") or {}).get("architecture", "skip") == "skip"
-    completed = {}
-    for name, value in network.state_dict().items():
-        parts = name.removeprefix("synthesis.").split(".")
-        beyond = parts[0].startswith("b") and parts[0][1:].isdigit() and int(parts[0][1:]) > smaller
-        if not beyond:
-            if name in tensors:
-                completed[name] = tensors[name]
-        elif adds_up and parts[1] == "torgb" and parts[2] == "weight":
-            completed[name] = torch.zeros_like(value)
-        else:
-            completed[name] = value
-    return completed

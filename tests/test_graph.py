@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from stages.closure import import_closure, imported_packages
+from pipeline.intervals import HEADLINES
+from stages.closure import COMPILED, import_closure, imported_packages
 from stages.context import SHARED_SECTIONS, TEST_SPLIT, check_all_sections
+from stages.evaluate import MODELS
 from stages.graph import read_graph
 from stages.params_file import read_yaml
 
@@ -24,7 +26,8 @@ def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("stage", GRAPH)
 def test_a_stage_depends_on_exactly_the_code_it_imports(stage: str) -> None:
     needed = import_closure(Path("stages") / f"{stage}.py")
-    listed = {path for path in GRAPH[stage].code if path.endswith(".py")}
+    code = GRAPH[stage].code
+    listed = {path for path in code if path.endswith(".py") or path in COMPILED.values()}
     assert needed - listed == set(), "add these to the stage's deps in dvc.yaml"
     assert listed - needed == set(), "remove these from the stage's deps in dvc.yaml"
 
@@ -44,6 +47,24 @@ def test_stages_and_sections_stand_in_the_same_order() -> None:
 def test_templates_of_the_report_are_deps() -> None:
     templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline/templates").iterdir()}
     assert templates <= set(GRAPH["report"].deps)
+
+
+def test_templates_of_plots_exist() -> None:
+    """DVC looks for them when it draws, long after a run."""
+    own = {path.stem for path in (ROOT / ".dvc/plots").iterdir()}
+    content = read_yaml(ROOT / "dvc.yaml")["stages"]["evaluate"]["plots"]
+    used = {
+        settings["template"] for entry in content for settings in entry.values() if "template" in settings
+    }
+    assert used == own
+
+
+def test_the_files_of_metrics_are_those_that_evaluate_writes_and_git_keeps() -> None:
+    content = read_yaml(ROOT / "dvc.yaml")["stages"]["evaluate"]["metrics"]
+    declared = {path for entry in content for path in entry}
+    folders = ("", "full_frame/", *(f"{folder}/" for folder in HEADLINES))
+    assert declared == {f"metrics/{folder}{name}.json" for folder in folders for name in MODELS}
+    assert all(settings == {"cache": False} for entry in content for settings in entry.values())
 
 
 def test_only_evaluate_and_report_depend_on_the_test_split() -> None:

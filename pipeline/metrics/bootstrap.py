@@ -3,8 +3,13 @@
 The image is the unit that is drawn or swapped, never the pixel: neighbouring pixels are not independent.
 Two models are compared on the same images (paired), which removes the difficulty of the images from the
 difference. The randomness of training is not in these figures.
+
+Every figure is a function of how often each image is taken (`Statistic`): once each gives the figure itself,
+the multiplicities of a draw give the figure of the draw, and one image left out gives what BCa needs. Figures
+of pooled pixels and means over images differ in that function alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -17,6 +22,12 @@ EXACT_UP_TO = 16
 _RANDOM_SWAPS = 10_000
 _ROUNDING = 1e-12  # differences that are equal but for rounding count as equal
 _NORMAL = NormalDist()
+
+Weights = NDArray[np.float64]
+"""How often each image is taken: float64 [..., images]."""
+
+Statistic = Callable[[Weights], NDArray[np.float64]]
+"""A figure of a test set: weights [..., images] → float64 [...]. No weights sum to 0."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,55 @@ def draw_images(images: int, samples: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(images, size=(samples, images))
 
 
+def draw_weights(draws: NDArray[np.int64]) -> Weights:
+    """Count how often every draw takes each image: float64 [samples, images], rows sum to images.
+
+    Args:
+        draws: int64 [samples, images], see `draw_images`.
+    """
+    samples, images = draws.shape
+    places = draws + images * np.arange(samples)[:, None]  # [samples, images] → cells of the result
+    return np.bincount(places.ravel(), minlength=draws.size).reshape(samples, images).astype(np.float64)
+
+
+def of_pooled(
+    figure: Callable[[NDArray[np.float64]], NDArray[np.float64]], counts: NDArray[np.number]
+) -> Statistic:
+    """Make a figure of sums over images: every pixel weighs the same.
+
+    Args:
+        figure: sums [..., *] → [...].
+        counts: [images, *], what is summed, one axis or more after that of images.
+    """
+    values = np.asarray(counts, np.float64)
+    return lambda weights: figure(np.tensordot(weights, values, axes=1))
+
+
+def of_mean(values: NDArray[np.number]) -> Statistic:
+    """Make the mean over images of a figure of each: every image weighs the same. `values`: [images]."""
+    numbers = np.asarray(values, np.float64)
+    return lambda weights: (weights @ numbers) / weights.sum(axis=-1)
+
+
+def difference_of(model: Statistic, reference: Statistic) -> Statistic:
+    """Make model − reference, on the same images."""
+    return lambda weights: model(weights) - reference(weights)
+
+
+def interval(statistic: Statistic, weights: Weights) -> Interval:
+    """Interval of any figure.
+
+    Args:
+        statistic: the figure; 0 where it is undefined, as all of `pipeline.metrics.rates` are.
+        weights: float64 [samples, images], see `draw_weights`.
+    """
+    images = weights.shape[-1]
+    value = float(statistic(np.ones(images)))
+    if images == 1:  # every draw is the one image, and without it there is none
+        return Interval(value, value, value)
+    return _interval(value, statistic(weights), statistic(1 - np.eye(images)))
+
+
 def f1_interval(counts: NDArray[np.int64], draws: NDArray[np.int64]) -> Interval:
     """Interval of the pooled F1 of one model.
 
@@ -52,7 +112,7 @@ def f1_interval(counts: NDArray[np.int64], draws: NDArray[np.int64]) -> Interval
         counts: int64 [images, 3], see `pooled_f1`.
         draws: int64 [samples, images], see `draw_images`.
     """
-    return _interval(float(pooled_f1(counts)), pooled_f1(counts[draws]), _f1_without_each(counts))
+    return interval(of_pooled(_f1, counts), draw_weights(draws))
 
 
 def f1_difference(
@@ -69,11 +129,8 @@ def f1_difference(
         ValueError: when the two do not cover the same number of images.
     """
     _check_paired(counts, reference)
-    return _interval(
-        float(pooled_f1(counts) - pooled_f1(reference)),
-        pooled_f1(counts[draws]) - pooled_f1(reference[draws]),
-        _f1_without_each(counts) - _f1_without_each(reference),
-    )
+    difference = difference_of(of_pooled(_f1, counts), of_pooled(_f1, reference))
+    return interval(difference, draw_weights(draws))
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -133,12 +190,7 @@ def _corrected_share(z: float, bias: float, acceleration: float) -> float:
     return _NORMAL.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
 
 
-def _f1_without_each(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Pooled F1 of all images but one, for each one: float64 [images]."""
-    return _f1(counts.sum(axis=0) - counts)
-
-
-def _f1(total: NDArray[np.int64]) -> NDArray[np.float64]:
+def _f1(total: NDArray[np.number]) -> NDArray[np.float64]:
     """F1 of summed counts [..., 3]; 0 where they are all 0."""
     whole = 2 * total[..., 0] + total[..., 1] + total[..., 2]
     return 2 * total[..., 0] / np.maximum(whole, 1)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.metrics import rates
 
 LEVELS = 65536
 """Number of levels of a stored probability; level k stands for probability k / 65535."""
@@ -47,6 +48,12 @@ class Confusion:
     false_positive: int
     true_negative: int
     false_negative: int
+
+    def as_array(self) -> NDArray[np.int64]:
+        """Give the counts as int64 [4] in the order of the fields, as `pipeline.metrics.rates` takes them."""
+        return np.array(
+            [self.true_positive, self.false_positive, self.true_negative, self.false_negative], np.int64
+        )
 
 
 @dataclass(frozen=True)
@@ -171,36 +178,28 @@ class LevelCounts:
 
 
 def sensitivity(counts: Confusion) -> float:
-    """TP / (TP + FN). Raises ZeroDivisionError without vessel pixels."""
-    return counts.true_positive / (counts.true_positive + counts.false_negative)
+    """TP / (TP + FN), recall; 0 without vessel pixels."""
+    return float(rates.sensitivity(counts.as_array()))
 
 
 def specificity(counts: Confusion) -> float:
-    """TN / (TN + FP). Raises ZeroDivisionError without background pixels."""
-    return counts.true_negative / (counts.true_negative + counts.false_positive)
+    """TN / (TN + FP); 0 without background pixels."""
+    return float(rates.specificity(counts.as_array()))
 
 
 def precision(counts: Confusion) -> float:
     """TP / (TP + FP); 0 when nothing is marked."""
-    marked = counts.true_positive + counts.false_positive
-    return counts.true_positive / marked if marked else 0.0
+    return float(rates.precision(counts.as_array()))
 
 
 def accuracy(counts: Confusion) -> float:
-    """(TP + TN) / all. Raises ZeroDivisionError without pixels."""
-    right = counts.true_positive + counts.true_negative
-    return right / (right + counts.false_positive + counts.false_negative)
+    """(TP + TN) / all; 0 without pixels."""
+    return float(rates.accuracy(counts.as_array()))
 
 
 def f1(counts: Confusion) -> float:
     """2 TP / (2 TP + FP + FN), the harmonic mean of precision and sensitivity; 0 when there is neither."""
-    whole = 2 * counts.true_positive + counts.false_positive + counts.false_negative
-    return 2 * counts.true_positive / whole if whole else 0.0
-
-
-def harmonic_mean(a: float, b: float) -> float:
-    """2 a b / (a + b); 0 when both are 0."""
-    return 2 * a * b / (a + b) if a + b else 0.0
+    return float(rates.f1(counts.as_array()))
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ def paper_f1(counts: Confusion) -> float:
     near 1 and the figure rewards marking less: their "best F1" of .983 finds half of the vessels (real F1:
     .663). It is computed here only to compare with that table.
     """
-    return harmonic_mean(precision(counts), specificity(counts))
+    return float(rates.paper_f1(counts.as_array()))
 
 
 # ----------------------------------------------------------------------------------------------------------

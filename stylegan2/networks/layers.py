@@ -180,7 +180,8 @@ class FullyConnectedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, in_features] to [N, out_features]."""
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        weight = self.weight.to(x.dtype)
+        x = x * self.weight_gain  # a batch of inputs is smaller than the weights
         bias = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
         if self.activation == "linear":
             return F.linear(x, weight, bias)
@@ -245,7 +246,10 @@ class ResampledConv2d(nn.Module):
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         """Maps [N, in_channels, H, W] to [N, out_channels, H·up/down, W·up/down], times ``gain``."""
         memory_format = block_memory_format(self.channels_last, x.dtype)
-        weight = (self.weight * self.weight_gain).to(dtype=x.dtype, memory_format=memory_format)
+        weight_gain = self.weight_gain
+        if self.activation == "linear" and self.bias is None and self.conv_clamp is None:
+            weight_gain, gain = weight_gain * gain, 1.0  # all is linear: scale the few weights
+        weight = (self.weight * weight_gain).to(dtype=x.dtype, memory_format=memory_format)
         x = conv2d_resample(
             x,
             weight,

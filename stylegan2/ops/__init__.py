@@ -1,15 +1,31 @@
-"""Tensor operations of StyleGAN2 in plain PyTorch, differentiable to any order."""
+"""Tensor operations of StyleGAN2, compiled for CUDA and for the CPU, and in plain PyTorch."""
 
-import torch
+from stylegan2.ops.selection import (
+    CONVOLUTION_VARIABLE,
+    CONVOLUTIONS,
+    IMPLEMENTATIONS,
+    VARIABLE,
+    describe_implementation,
+    select,
+    select_convolution,
+    selected,
+    selected_convolution,
+    use,
+    use_convolution,
+    use_reference,
+)
 
-
-def describe_implementation(device: torch.device | str) -> str:
-    """Say in one line which implementation of the operations runs on a device, and why.
-
-    Args:
-        device: where the networks compute, such as `cpu` or `cuda:0`.
-    """
-    return (
-        f"ops: reference (pure torch {torch.__version__}) on {torch.device(device)}; "
-        "no compiled kernels are part of this version"
-    )
+__all__ = [
+    "CONVOLUTIONS",
+    "CONVOLUTION_VARIABLE",
+    "IMPLEMENTATIONS",
+    "VARIABLE",
+    "describe_implementation",
+    "select",
+    "select_convolution",
+    "selected",
+    "selected_convolution",
+    "use",
+    "use_convolution",
+    "use_reference",
+]

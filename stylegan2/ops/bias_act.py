@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan2.errors import StyleGAN2Error
+from stylegan2.ops import library
+from stylegan2.ops.selection import runs_compiled
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,19 @@ def bias_act(
     alpha = spec.alpha if alpha is None else float(alpha)
     gain = spec.gain if gain is None else float(gain)
 
+    if b is not None and b.dtype != x.dtype:
+        b = b.to(x.dtype)
+    # The kernels differentiate from the output, whose sign says nothing then.
+    ambiguous = act == "lrelu" and alpha < 0
+    if not ambiguous and runs_compiled(x):
+        return library.bias_act(x, b, dim % x.ndim, act, alpha, gain, None if clamp is None else float(clamp))
+    return _reference(x, b, dim, act, alpha, gain, clamp)
+
+
+def _reference(
+    x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+) -> Tensor:
+    """``bias_act`` in plain PyTorch."""
     # ------------------------------------------------------------------
     # y = clamp(gain · act(x + b))
     # ------------------------------------------------------------------
@@ -96,7 +111,7 @@ def bias_act(
     if act == "lrelu" and alpha > 0 and gain > 0:
         x = _scaled_leaky_relu(x, b, alpha, gain)
     else:
-        x = spec.function(x if b is None else x + b, alpha)
+        x = ACTIVATIONS[act].function(x if b is None else x + b, alpha)
         x = x if gain == 1 else x * gain
     if clamp is not None:
         x = x.clamp(-clamp, clamp)

@@ -1,9 +1,9 @@
 """2-D convolution combined with FIR up- or down-sampling."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan2.errors import StyleGAN2Error
+from stylegan2.ops.convolution import correlate, spread
 from stylegan2.ops.upfirdn2d import (
     Padding,
     add_padding,
@@ -92,7 +92,7 @@ def _conv(
 ) -> Tensor:
     if not flip_weight and w.shape[2:] != (1, 1):
         w = w.flip([2, 3])
-    return F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
+    return correlate(x, w, stride, padding, groups)
 
 
 def _conv_transpose(x: Tensor, w: Tensor, stride: int, groups: int, flip_weight: bool) -> Tensor:
@@ -104,7 +104,7 @@ def _conv_transpose(x: Tensor, w: Tensor, stride: int, groups: int, flip_weight:
     else:
         w = w.reshape(groups, out_channels // groups, in_per_group, kernel_h, kernel_w).transpose(1, 2)
         w = w.reshape(groups * in_per_group, out_channels // groups, kernel_h, kernel_w)  # [C_in, C_out/g, …]
-    return F.conv_transpose2d(x, w, stride=stride, groups=groups)
+    return spread(x, w, stride, groups)
 
 
 def _check(x: Tensor, w: Tensor, up: int, down: int, groups: int) -> None:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.ops.conv2d_resample import conv2d_resample
+from stylegan2.ops.convolution import variable_kernels
 from stylegan2.ops.upfirdn2d import Padding
 
 _EPSILON = 1e-8
@@ -59,18 +60,25 @@ def modulated_conv2d(
         )
 
     demodulation = _demodulation(weight, styles) if demodulate else None
-    if fused_modconv:
+    pointwise = tuple(weight.shape[2:]) == (1, 1) and up == down == 1 and padding == 0
+    if pointwise and demodulation is None and x.is_contiguous():
+        # [N, C_out, C_in] × [N, C_in, H·W]: the style scales the few weights, not the many pixels.
+        kernels = (weight.flatten(1) * styles[:, None]).to(x.dtype)
+        x = (kernels @ x.flatten(2)).unflatten(2, x.shape[2:])  # [N, C_out, H, W]
+    elif fused_modconv:
         batch, channels = x.shape[:2]
         kernels = weight[None] * styles[:, None, :, None, None]  # [N, C_out, C_in, kh, kw]
         if demodulation is not None:
             kernels = kernels * demodulation[:, :, None, None, None]
         x = x.reshape(1, batch * channels, *x.shape[2:])  # images side by side, as groups of channels
-        x = convolve(x, kernels.flatten(0, 1), groups=batch)
+        with variable_kernels():  # they follow the styles
+            x = convolve(x, kernels.flatten(0, 1), groups=batch)
         x = x.reshape(batch, -1, *x.shape[2:])  # [N, C_out, H', W']
     else:
         x = convolve(x * styles.to(x.dtype)[:, :, None, None], weight)
         if demodulation is not None:
-            x = x * demodulation.to(x.dtype)[:, :, None, None]
+            scale = demodulation.to(x.dtype)[:, :, None, None]
+            return x * scale if noise is None else torch.addcmul(noise.to(x.dtype), x, scale)
     return x if noise is None else x + noise.to(x.dtype)
 
 

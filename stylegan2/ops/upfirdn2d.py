@@ -13,23 +13,19 @@ second derivative of a depth-wise convolution costs one small convolution per ch
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan2.errors import StyleGAN2Error
+from stylegan2.ops import fir_reference, library
+from stylegan2.ops.resampling import Sampling
+from stylegan2.ops.selection import runs_compiled
 
 Pair = int | Sequence[int]  # n, or (x, y)
 Padding = int | Sequence[int]  # n, or (x, y), or (x0, x1, y0, y1)
 
 _SEPARABLE_FROM_TAPS = 8  # shorter filters are faster as one 2-D pass than as two 1-D passes
-
-# On a CPU a depth-wise convolution works on blocks of up to this many channels of one image: with 3 channels
-# most of a vector register idles. All images side by side, as channels of one, fill it: 2 to 6 times faster.
-_CHANNEL_BLOCK = 16
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -130,22 +126,19 @@ def upfirdn2d(
             f"f: got shape {tuple(f.shape)}, requires_grad={f.requires_grad}; "
             "expected a constant [taps] or [h, w]"
         )
-    up_xy, down_xy = _factors("up", up), _factors("down", down)
-    left, right, top, bottom = parse_padding(padding)
-    if -min(left, right) >= x.shape[3] * up_xy[0] or -min(top, bottom) >= x.shape[2] * up_xy[1]:
+    sampling = Sampling(_factors("up", up), _factors("down", down), parse_padding(padding))
+    (up_x, up_y), (left, right, top, bottom) = sampling.up, sampling.padding
+    if -min(left, right) >= x.shape[3] * up_x or -min(top, bottom) >= x.shape[2] * up_y:
         raise StyleGAN2Error(f"padding: {padding!r} crops away the whole of x, of shape {tuple(x.shape)}")
-
-    # ------------------------------------------------------------------
-    # y[m] = Σ_n x[n] · g[n·U + p − m·D], the module's formula with g[i] = h[T − 1 − i], the reversed filter
-    # ------------------------------------------------------------------
-    f = torch.ones([1, 1], device=x.device) if f is None else f.to(x.device)
-    g = f if flip_filter else f.flip(list(range(f.ndim)))
-    if g.ndim == 2:
-        g = (g * gain).to(x.dtype)
-        return _fir(x, g, _Sampling(up_xy, down_xy, (left, right, top, bottom)))
-    g = g.to(x.dtype)
-    x = _fir(x, (g * gain)[None, :], _Sampling((up_xy[0], 1), (down_xy[0], 1), (left, right, 0, 0)))
-    return _fir(x, g[:, None], _Sampling((1, up_xy[1]), (1, down_xy[1]), (0, 0, top, bottom)))
+    width, height = filter_size(f)
+    if min(sampling.output_size((x.shape[2], x.shape[3]), (height, width))) < 1:
+        raise StyleGAN2Error(
+            f"filter of {height}×{width} does not fit into x of shape {tuple(x.shape)} with "
+            f"up={up!r}, padding={padding!r}; expected more padding or a larger image"
+        )
+    if runs_compiled(x):
+        return library.upfirdn2d(x, f, sampling, flip_filter, float(gain))
+    return fir_reference.resample(x, f, sampling, flip_filter, gain)
 
 
 def filter2d(
@@ -237,110 +230,3 @@ def _factors(name: str, value: Pair) -> tuple[int, int]:
     if len(pair) != 2 or not all(isinstance(factor, int) and factor >= 1 for factor in pair):
         raise StyleGAN2Error(f"{name}: got {value!r}, expected an int ≥ 1 or a pair (x, y) of them")
     return pair[0], pair[1]
-
-
-# ----------------------------------------------------------------------------------------------------------
-# Computation
-# ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    """Factors and padding of one pass; pairs are (x, y), padding is (left, right, top, bottom)."""
-
-    up: tuple[int, int]
-    down: tuple[int, int]
-    padding: tuple[int, int, int, int]
-
-    def output_size(self, x: Tensor, g: Tensor) -> tuple[int, int]:
-        """(height, width) of the result for image ``x`` and kernel ``g``."""
-        left, right, top, bottom = self.padding
-        height = (x.shape[2] * self.up[1] + top + bottom - g.shape[0]) // self.down[1] + 1
-        width = (x.shape[3] * self.up[0] + left + right - g.shape[1]) // self.down[0] + 1
-        return height, width
-
-    def transposed(self, x: Tensor, g: Tensor) -> "_Sampling":
-        """The sampling of the adjoint operation, from gradients of the result to gradients of ``x``."""
-        out_height, out_width = self.output_size(x, g)
-        left, _, top, _ = self.padding
-        padding = (
-            g.shape[1] - 1 - left,
-            (x.shape[3] - 1) * self.up[0] + 1 + left - out_width * self.down[0],
-            g.shape[0] - 1 - top,
-            (x.shape[2] - 1) * self.up[1] + 1 + top - out_height * self.down[1],
-        )
-        return _Sampling(self.down, self.up, padding)
-
-
-class _FIR(torch.autograd.Function):
-    """``_correlate`` with its adjoint as backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, g: Tensor, sampling: _Sampling) -> Tensor:
-        ctx.save_for_backward(g)
-        ctx.transposed = sampling.transposed(x, g)
-        return _correlate(x, g, sampling)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None]:
-        (g,) = ctx.saved_tensors
-        return _fir(grad_outputs[0], g.flip([0, 1]), ctx.transposed), None, None
-
-
-def _fir(x: Tensor, g: Tensor, sampling: _Sampling) -> Tensor:
-    if min(sampling.output_size(x, g)) < 1:
-        raise StyleGAN2Error(
-            f"filter of {g.shape[0]}×{g.shape[1]} does not fit into x of shape {tuple(x.shape)} with "
-            f"up={sampling.up}, padding={sampling.padding}; expected more padding or a larger image"
-        )
-    if torch.is_grad_enabled() and x.requires_grad:
-        result: Tensor = _FIR.apply(x, g, sampling)
-        return result
-    return _correlate(x, g, sampling)
-
-
-def _correlate(x: Tensor, g: Tensor, sampling: _Sampling) -> Tensor:
-    """Correlates each channel of the zero-stuffed, padded ``x`` with ``g``; keeps every ``down``-th pixel."""
-    batch, channels, *size = x.shape
-    # Not in an exported graph, whose batch is a variable that no number of groups can be.
-    if (
-        channels < _CHANNEL_BLOCK
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and batch > 1
-    ):
-        merged = _correlate(x.reshape(1, batch * channels, *size), g, sampling)
-        return merged.reshape(batch, channels, *merged.shape[2:])
-    (up_x, up_y), (down_x, down_y) = sampling.up, sampling.down
-    if up_x == up_y == 1:
-        x, (pad_x, pad_y) = _split_padding(x, sampling.padding)
-        kernel = g.expand(channels, 1, *g.shape)
-        return F.conv2d(x, kernel, stride=(down_y, down_x), padding=(pad_y, pad_x), groups=channels)
-
-    # A transposed convolution is the full convolution with the zero-stuffed image: an image padded by
-    # kernel − 1 on the left, and by kernel − up on the right (no zeros follow its last pixel). Cutting that
-    # to the padding that was asked for gives the same numbers, since nothing outside the image contributes.
-    height, width = g.shape
-    left, right, top, bottom = sampling.padding
-    surplus = (left - (width - 1), right - (width - up_x), top - (height - 1), bottom - (height - up_y))
-    crop_x, crop_y = max(0, min(-surplus[0], -surplus[1])), max(0, min(-surplus[2], -surplus[3]))
-    kernel = g.flip([0, 1]).expand(channels, 1, height, width)
-    x = F.conv_transpose2d(x, kernel, stride=(up_y, up_x), padding=(crop_y, crop_x), groups=channels)
-    x = _pad(x, add_padding(surplus, (crop_x, crop_x, crop_y, crop_y)))
-    return x[:, :, ::down_y, ::down_x]
-
-
-def _split_padding(x: Tensor, padding: tuple[int, int, int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """Leaves the even, positive part of a padding to the convolution, which copies no image for it."""
-    left, right, top, bottom = padding
-    even_x, even_y = max(0, min(left, right)), max(0, min(top, bottom))
-    return _pad(x, (left - even_x, right - even_x, top - even_y, bottom - even_y)), (even_x, even_y)
-
-
-def _pad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """Zero-pads, or crops where negative; crops without a copy."""
-    left, right, top, bottom = padding
-    height, width = x.shape[2:]
-    x = x[:, :, max(0, -top) : height - max(0, -bottom), max(0, -left) : width - max(0, -right)]
-    grow = [max(0, side) for side in padding]
-    return F.pad(x, grow) if any(grow) else x

@@ -6,8 +6,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli import main
+from pipeline.frames import Statistics
 from pipeline.images import read_rgb
 from pipeline.inference import Predictor
+from pipeline.model_folder import ModelConfig, save_model
+from pipeline.models.registry import Architecture, build_model
 from pipeline.phantom import draw_phantom
 
 
@@ -55,7 +58,7 @@ class Halves(Predictor):
 
     threshold = 0.5
 
-    def predict(self, image, *, flips=False):
+    def predict(self, image, *, views="none", tile=None):
         probability = np.zeros(image.shape[:2], np.float32)
         probability[:, : image.shape[1] // 2] = 1
         return probability
@@ -170,6 +173,45 @@ def test_an_unknown_device_is_refused_with_the_known_ones(tmp_path: Path, predic
     assert result.exit_code == 2
     assert "device 'gpu' is not known; expected auto, cpu, mps, cuda or cuda:N" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def write_model(folder: Path) -> Path:
+    config = ModelConfig(
+        architecture=Architecture(base_width=1),
+        resolution="native",
+        statistics=Statistics(mean=(0, 0, 0), std=(1, 1, 1)),
+        threshold=0.5,
+        params={},
+        versions={},
+        git_commit=None,
+        data_sha256="0",
+    )
+    save_model(folder, build_model(config.architecture), config)
+    return folder
+
+
+def test_large_images_are_predicted_in_tiles_and_it_says_so(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    small = write_image(tmp_path / "small.png")
+    Image.fromarray(np.zeros((430, 500, 3), np.uint8)).save(tmp_path / "large.png")
+    arguments = [str(small), str(tmp_path / "large.png"), "-m", str(model), "--device", "cpu"]
+    for name, extra in (("a", ["--tile", "424"]), ("b", []), ("c", ["--views", "dihedral"])):
+        result = CliRunner().invoke(main, ["predict", *arguments, "-o", str(tmp_path / name), *extra])
+        assert result.exit_code == 0, result.output
+        said = "large.png: 500×430 pixels, predicted in 4 overlapping tiles of side 424" in result.output
+        assert said == (name == "a")
+        assert "small.png" not in result.output
+    assert contents(tmp_path / "a").keys() == contents(tmp_path / "b").keys()
+    whole, tiled = (
+        np.asarray(Image.open(tmp_path / name / "large_probability.png"), np.int64) for name in "ba"
+    )
+    assert np.abs(whole - tiled).max() <= 1
+    refused = CliRunner().invoke(
+        main, ["predict", *arguments, "-o", str(tmp_path / "d"), "--tile", "100"], catch_exceptions=False
+    )
+    assert refused.exit_code == 2
+    assert "tile: got 100 pixels; expected a multiple of 8 from" in refused.output
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.5"])

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -7,6 +8,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation import (
+    CONFUSION_COLUMNS,
     FIELD_OF_VIEW,
     FULL_FRAME,
     PER_IMAGE_COLUMNS,
@@ -18,7 +20,9 @@ from pipeline.evaluation import (
     write_submission,
 )
 from pipeline.images import read_gray, read_probability, write_png
+from pipeline.metrics import topology
 from pipeline.metrics.pixel import METRIC_NAMES, Confusion
+from pipeline.metrics.topology import TopologyCounts, TruthShape
 from pipeline.prepared import Entry, Frame, load_samples, write_prepared
 from pipeline.verdict import compare, unequal_training
 
@@ -129,7 +133,51 @@ def test_per_image_table_round_trip(samples, tmp_path):
     row = table.iloc[0]
     assert (row["model"], row["id"], row["region"]) == ("base", first.id, first.region)
     assert row["f1"] == pytest.approx(first.metrics.f1, abs=5e-7)
-    assert Confusion(*(int(row[name]) for name in PER_IMAGE_COLUMNS[-4:])) == first.confusion
+    assert Confusion(*(int(row[name]) for name in CONFUSION_COLUMNS)) == first.confusion
+    assert row["cldice"] == pytest.approx(first.figures()["cldice"], abs=5e-7)
+    assert row["components"] == first.topology.components
+    assert row["hausdorff_95"] == pytest.approx(first.boundary.hausdorff_95, abs=5e-7)
+    assert TopologyCounts(*(int(row[name]) for name in topology.COLUMNS)) == first.topology
+
+
+def test_figures_on_centrelines_judge_the_mask_at_the_threshold(samples, tmp_path):
+    write_predictions(RedChannel(), samples, tmp_path)
+    for threshold in (0.3, 0.7):
+        evaluation = evaluate_predictions(tmp_path, samples, threshold)
+        for score, (sample, region) in zip(
+            evaluation.images, itertools.product(samples, (FIELD_OF_VIEW, FULL_FRAME)), strict=True
+        ):
+            loaded = sample.load()
+            marked = read_probability(tmp_path / f"{sample.id}.png") >= threshold
+            mask = loaded.fov if region == FIELD_OF_VIEW else np.ones_like(loaded.fov)
+            assert (score.topology, score.boundary) == TruthShape.of(loaded.vessels, mask).judge(marked)
+
+
+def test_truths_are_measured_once_for_all_models(samples, tmp_path, monkeypatch):
+    write_predictions(RedChannel(), samples, tmp_path)
+    alone = evaluate_predictions(tmp_path, samples, 0.6)
+    shapes = {}
+    evaluate_predictions(tmp_path, samples, 0.4, shapes)
+    assert len(shapes) == 3 * 2
+    monkeypatch.setattr(TruthShape, "of", None)
+    again = evaluate_predictions(tmp_path, samples, 0.6, shapes)
+    pd.testing.assert_frame_equal(again.per_image("m"), alone.per_image("m"))
+
+
+def test_an_image_without_thick_vessels_has_an_empty_cell(tmp_path):
+    thin = frame(1)
+    vessels = np.zeros_like(thin.fov)
+    vessels[10, 4:28] = True
+    samples = write_prepared(
+        tmp_path / "test", [Entry(Frame("a", thin.image, vessels, thin.fov), "test", "a")]
+    )
+    write_predictions(RedChannel(), samples, tmp_path / "p")
+    evaluation = evaluate_predictions(tmp_path / "p", samples, 0.5)
+    write_per_image(tmp_path / "per_image.csv", [evaluation.per_image("base")])
+    table = read_per_image(tmp_path / "per_image.csv")
+    assert table["thick_recall"].isna().all()
+    assert table["thick_centreline"].tolist() == [0, 0]
+    assert table.drop(columns="thick_recall").notna().all(axis=None)
 
 
 def test_foreign_table_is_refused(tmp_path):

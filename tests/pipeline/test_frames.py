@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pipeline.errors import UserError
 from pipeline.frames import (
     Statistics,
+    Views,
     native_probability,
     network_input,
     predict_logits,
@@ -68,18 +69,26 @@ def test_input_is_padded_with_black_and_normalised() -> None:
     assert torch.allclose(batch[1, :, 7, 2], torch.tensor([0.6, 0.8, 0.5]))
 
 
-@pytest.mark.parametrize("flips", [False, True])
-def test_prediction_undoes_padding_and_flips(flips: bool) -> None:
+@pytest.mark.parametrize("views", ["none", "flips", "dihedral"])
+def test_prediction_undoes_padding_and_views(views: Views) -> None:
     image = np.random.default_rng(0).integers(0, 256, (13, 10, 3), dtype=np.uint8)
-    logits = predict_logits(RedLogit(), image, UNIT, flips=flips)
+    logits = predict_logits(RedLogit(), image, UNIT, views=views)
     assert np.allclose(logits.numpy(), image[..., 0] / 255, atol=1e-5)
 
 
 def test_flips_average_probabilities() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    logits = predict_logits(RedLogit(slope=1.0), image, UNIT, flips=True)
+    logits = predict_logits(RedLogit(slope=1.0), image, UNIT, views="flips")
     ramp = torch.arange(8.0).sigmoid()
     assert torch.allclose(logits.sigmoid(), ((ramp + ramp.flip(0)) / 2).expand(8, 8), atol=1e-5)
+
+
+def test_all_eight_views_average_probabilities() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    logits = predict_logits(RedLogit(slope=1.0), image, UNIT, views="dihedral")
+    ramp = torch.arange(8.0).sigmoid()
+    across = (ramp + ramp.flip(0)) / 2
+    assert torch.allclose(logits.sigmoid(), (across[None] + across[:, None]) / 2, atol=1e-5)
 
 
 def test_probabilities_return_to_native_size() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 
 from pipeline.ensemble import EnsembleConfig, save_ensemble
 from pipeline.errors import UserError
-from pipeline.frames import Resolution, Statistics
-from pipeline.inference import Predictor
+from pipeline.frames import Resolution, Statistics, Views, network_input
+from pipeline.inference import Predictor, SegmenterPredictor
 from pipeline.model_folder import CONFIG_FILE, ModelConfig, save_model
 from pipeline.models.registry import Architecture, build_model
 
@@ -41,12 +42,12 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("resolution", [32, 40, "native"])
 @pytest.mark.parametrize("size", [(64, 64), (33, 70), (7, 5), (1, 50)])
-@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("views", ["none", "flips", "dihedral"])
 def test_any_size_gives_probabilities_at_native_size(
-    tmp_path: Path, resolution: Resolution, size: tuple[int, int], flips: bool
+    tmp_path: Path, resolution: Resolution, size: tuple[int, int], views: Views
 ) -> None:
     predictor = Predictor.from_folder(write_model(tmp_path / "m", 0, resolution, 0.3), CPU)
-    probability = predictor.predict(photograph(*size), flips=flips)
+    probability = predictor.predict(photograph(*size), views=views)
     assert probability.shape == size
     assert probability.dtype == np.float32
     assert probability.min() >= 0 and probability.max() <= 1
@@ -61,13 +62,67 @@ def test_prediction_leaves_the_image_alone_and_repeats(tmp_path: Path) -> None:
     assert np.array_equal(image, copy)
 
 
-def test_flipped_prediction_commutes_with_flips(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("views", "transform"),
+    [
+        ("flips", np.fliplr),
+        ("flips", np.flipud),
+        ("dihedral", np.rot90),
+        ("dihedral", np.fliplr),
+        ("dihedral", lambda array: np.swapaxes(array, 0, 1)),
+    ],
+)
+def test_averaged_prediction_commutes_with_its_views(tmp_path: Path, views: Views, transform: Any) -> None:
     predictor = Predictor.from_folder(write_model(tmp_path / "m", 0, "native"), CPU)
     image = photograph(32, 40)
-    mirrored = np.ascontiguousarray(image[:, ::-1])
-    assert np.allclose(
-        predictor.predict(mirrored, flips=True)[:, ::-1], predictor.predict(image, flips=True), atol=1e-5
-    )
+    moved = np.ascontiguousarray(transform(image))
+    plain = np.abs(predictor.predict(moved) - transform(predictor.predict(image))).max()
+    averaged = predictor.predict(moved, views=views) - transform(predictor.predict(image, views=views))
+    assert np.abs(averaged).max() < 1e-5 < plain
+
+
+def lively_predictor(tmp_path: Path) -> SegmenterPredictor:
+    """A network whose logits vary, and with what lies deep in it: its statistics fit the photograph."""
+    predictor = Predictor.from_folder(write_model(tmp_path / "m", 0, "native"), CPU)
+    assert isinstance(predictor, SegmenterPredictor)
+    torch.manual_seed(0)
+    network = build_model(Architecture(base_width=4, dropblock_keep=1)).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    network(network_input([photograph(64, 64).astype(np.float32) / 255], predictor.config.statistics))
+    return SegmenterPredictor(network, predictor.config)
+
+
+@pytest.mark.parametrize("views", ["none", "flips", "dihedral"])
+def test_tiles_change_nothing_but_rounding(tmp_path: Path, views: Views) -> None:
+    predictor = lively_predictor(tmp_path)
+    image = photograph(450, 600)
+    assert predictor.tile_count(450, 600, 424) == 4
+    assert predictor.tile_count(450, 600) == predictor.tile_count(450, 600, None) == 1
+    whole, tiled = (predictor.predict(image, tile=tile, views=views) for tile in (None, 424))
+    assert whole.std() > 5e-3
+    assert np.abs(whole - tiled).max() < 1e-5
+
+
+def test_tiles_without_a_halo_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = lively_predictor(tmp_path)
+    monkeypatch.setattr("pipeline.tiling.HALO", 8)
+    image = photograph(450, 600)
+    difference = predictor.predict(image, tile=424) - predictor.predict(image, tile=None)
+    assert np.abs(difference).max() > 1e-4
+
+
+def test_frames_that_fit_into_a_tile_at_working_resolution_are_not_tiled(tmp_path: Path) -> None:
+    predictor = Predictor.from_folder(write_model(tmp_path / "m", 0, 32), CPU)
+    assert predictor.tile_count(4000, 4000) == 1
+
+
+def test_a_tile_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    predictor = Predictor.from_folder(write_model(tmp_path / "m", 0), CPU)
+    for tile in (64, 1001):
+        with pytest.raises(UserError, match=f"got {tile} pixels; expected a multiple of 8 from"):
+            predictor.predict(photograph(16, 16), tile=tile)
 
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32)])

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from pipeline.models.blocks import ConvBlock, DropBlock, SpatialAttention, bernoulli_positions
+from pipeline.models.folding import folded
 from pipeline.models.registry import Architecture, build_model
 from pipeline.models.sa_unet import SAUNet
-from pipeline.models.unet import UNet
+from pipeline.models.unet import RECEPTIVE_RADIUS, UNet
 
 
 def parameter_count(module: torch.nn.Module) -> int:
@@ -80,6 +81,125 @@ def test_dropblock_keeps_the_expected_share(block: int, keep: float, size: int) 
     kept = (DropBlock(block, keep).train()(ones) > 0).float().mean().item()
     maps_per_block = ones.numel() / (b * b)
     assert kept == pytest.approx(expected, abs=5 * math.sqrt(keep * (1 - keep) / maps_per_block))
+
+
+def test_units_of_a_map_survive_together_as_the_blocks_allow() -> None:
+    """Joint distribution: two units survive when no block covers either (one seed can drop both)."""
+    block, keep, size = 3, 0.7, 9
+    places = size - block + 1
+    gamma = (1 - keep) / block**2 * size**2 / places**2
+    torch.manual_seed(0)
+    kept = DropBlock(block, keep).train()(torch.ones(500, 40, size, size)) > 0  # 20,000 maps
+    for offset in ((0, 1), (1, 1), (2, 2), (0, 3), (3, 3)):
+        shared = max(block - offset[0], 0) * max(block - offset[1], 0)
+        expected = (1 - gamma) ** (2 * block**2 - shared)
+        both = (kept[:, :, 3, 3] & kept[:, :, 3 + offset[0], 3 + offset[1]]).float().mean().item()
+        assert both == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 20_000)), offset
+
+
+def test_channels_and_samples_are_independent() -> None:
+    torch.manual_seed(0)
+    kept = (DropBlock(3, 0.7).train()(torch.ones(2000, 4, 8, 8)) > 0)[:, :, 4, 4].double()  # [N, C]
+    correlation = torch.corrcoef(torch.cat([kept.T, kept.T.roll(1, dims=1)]))
+    assert (correlation - torch.eye(8)).abs().max() < 5 / math.sqrt(2000)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 130, 300])
+def test_dropblock_is_the_same_in_any_order_of_memory(channels: int) -> None:
+    x = torch.rand(2, channels, 13, 17) + 0.1
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        for inplace in (False, True):
+            torch.manual_seed(3)
+            given = x.clone(memory_format=memory_format)
+            result = DropBlock(5, 0.8, inplace).train()(given)
+            assert (result.data_ptr() == given.data_ptr()) == inplace
+            results.append(result)
+    assert all(torch.equal(result, results[0]) for result in results)
+    dropped = results[0] == 0
+    assert 0.05 < dropped.float().mean() < 0.4
+    assert dropped.any(dim=(0, 2, 3)).sum() >= 0.5 * channels
+
+
+def test_other_devices_draw_from_the_same_distribution() -> None:
+    torch.manual_seed(0)
+    drop, ones = DropBlock(7, 0.82).train(), torch.ones(100, 20, 24, 24)
+    kept = drop._draw_on_device(ones)
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    assert kept.mean().item() == pytest.approx((drop(ones) > 0).float().mean().item(), abs=0.005)
+    assert kept[..., 12, 12].mean().item() == pytest.approx(
+        (drop(ones) > 0)[..., 12, 12].float().mean().item(), abs=5 * math.sqrt(2 * 0.25 / 2000)
+    )
+
+
+def test_gradients_pass_where_units_are_kept() -> None:
+    block = ConvBlock(2, 3, 3, 0.6).double()
+    x = torch.randn(2, 2, 6, 7, dtype=torch.double, requires_grad=True)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        result: torch.Tensor = block(x)
+        return result
+
+    assert torch.autograd.gradcheck(function, x)
+
+
+def with_statistics(network: torch.nn.Module) -> torch.nn.Module:
+    """Give batch normalisation other values than at the start, where folding would do nothing."""
+    torch.manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.1, 1)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+    return network
+
+
+@pytest.mark.parametrize("arch", ["sa_unet", "unet"])
+def test_folding_changes_no_logit(arch: str) -> None:
+    network = with_statistics(build_model(Architecture(arch=arch, base_width=4)))  # type: ignore[arg-type]
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    x = torch.randn(2, 3, 32, 40)
+    copy = folded(network.train())
+    assert network.training and not copy.training
+    expected = network.eval()(x)
+    assert expected.std() > 0.01
+    assert torch.allclose(copy(x), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in copy.modules())
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_no_logit_depends_on_pixels_beyond_the_receptive_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Averages let every pixel through that a maximum might choose; weights without signs cancel nothing.
+    monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)
+    network = build_model(Architecture(base_width=1, dropblock_keep=1)).double().eval()
+    for name, value in network.named_parameters():
+        value.data = value.data.abs() + 0.01
+        if "1.conv.weight" in name and value.shape[2] == 7:
+            value.data *= 1e-9  # attention's sigmoid must not saturate
+    radii = []
+    for position in range(8):
+        x = torch.rand(1, 3, 240, 32, dtype=torch.double, requires_grad=True)
+        (gradient,) = torch.autograd.grad(network(x)[0, 0, 112 + position, 16], x)
+        rows = gradient.abs().sum(dim=(0, 1, 3)).nonzero()[:, 0]
+        radii += [112 + position - int(rows.min()), int(rows.max()) - 112 - position]
+    assert max(radii) == RECEPTIVE_RADIUS
+
+
+def test_networks_compute_channels_last_whatever_they_are_given() -> None:
+    network = build_model(Architecture(base_width=2)).eval()
+    seen: list[bool] = []
+    for module in network.modules():
+        if isinstance(module, ConvBlock):
+            module.register_forward_hook(
+                lambda _module, _input, output: seen.append(
+                    output.is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+    x = torch.rand(1, 3, 16, 24)
+    assert torch.equal(network(x), network(x.contiguous(memory_format=torch.channels_last)))
+    assert len(seen) == 28 and all(seen)
 
 
 def test_dropblock_rescales_by_count_over_kept() -> None:

@@ -19,9 +19,18 @@ from pipeline.evaluation import (
     write_predictions,
 )
 from pipeline.images import write_png
+from pipeline.intervals import interval_table, read_intervals, write_intervals
 from pipeline.plots import series_figures
 from pipeline.prepared import Entry, Frame, write_prepared
-from pipeline.report import ModelResults, ReportInputs, SyntheticExample, data_uri, render, write_report
+from pipeline.report import (
+    SHAPE_ROWS,
+    ModelResults,
+    ReportInputs,
+    SyntheticExample,
+    data_uri,
+    render,
+    write_report,
+)
 
 STAGES = (
     Stage("prepare", (), ("data/prepared",)),
@@ -56,6 +65,7 @@ def inputs(tmp_path_factory):
         image = rng.integers(0, 200, (40, 40, 3), dtype=np.uint8)
         image[0, 0, 0] = number
         truths[number] = rng.random((40, 40)) < 0.2
+        truths[number][20:25, 4:36] = True  # a thick vessel
         entries.append(Entry(Frame(f"{number:02d}", image, truths[number], fov), "test", f"{number:02d}.tif"))
     samples = write_prepared(folder / "test", entries)
     history = pd.DataFrame(
@@ -69,12 +79,13 @@ def inputs(tmp_path_factory):
             "kept": [False, False, True],
         }
     )
-    models, tables = [], []
+    models, tables, intervals = [], [], []
     for name, noise in (("base", 0.7), ("retrained", 0.7), ("ensemble", 0.5)):
         write_predictions(Noisy(truths, noise), samples, folder / name)
         evaluation = evaluate_predictions(folder / name, samples, 0.5)
         counts = evaluation.pooled[FIELD_OF_VIEW]
         tables.append(evaluation.per_image(name))
+        intervals.append(interval_table(evaluation, name, 200, 1))
         models.append(
             ModelResults(
                 name=name,
@@ -88,11 +99,13 @@ def inputs(tmp_path_factory):
             )
         )
     write_per_image(folder / "per_image.csv", tables)
+    write_intervals(folder / "intervals.csv", intervals)
     write_png(folder / "000004.png", rng.integers(0, 255, (600, 600, 3), dtype=np.uint8))
     return ReportInputs(
         dataset="6 labelled <test> images",
         models=models,
         per_image=read_per_image(folder / "per_image.csv"),
+        intervals=read_intervals(folder / "intervals.csv"),
         test_samples=samples,
         synthetic=[
             SyntheticExample(
@@ -185,6 +198,23 @@ def test_everything_asked_for_is_there(inputs, page):
     assert ", p = 0.031)" in page  # 2 of 2⁶ ways to swap
 
 
+def test_topology_and_calibration_stand_there_with_their_intervals(inputs, page):
+    assert "<h3>Topology and calibration</h3>" in page
+    table = inputs.intervals[inputs.intervals["region"] == FIELD_OF_VIEW]
+    for average, figure, title, decimals in SHAPE_ROWS:
+        rows = table[(table["average"] == average) & (table["figure"] == figure)]
+        assert list(rows["model"]) == [model.name for model in inputs.models]
+        cells = "".join(
+            f"<td>{value:.{decimals}f} <small>[{low:.{decimals}f}, {high:.{decimals}f}]</small></td>"
+            for value, low, high in rows[["value", "low", "high"]].to_numpy()
+        )
+        assert f"<tr><td>{title}</td><td>{average}</td>{cells}</tr>" in page
+    without = inputs.intervals[inputs.intervals["figure"] != "thick_recall"]
+    assert "thick vessels</td><td>pooled</td><td>–</td><td>–</td><td>–</td></tr>" in render(
+        replace(inputs, intervals=without)
+    )
+
+
 def test_texts_are_escaped(page):
     assert "6 labelled &lt;test&gt; images" in page
     assert "dataset: phantom &amp; co" in page
@@ -229,6 +259,9 @@ def test_unequal_training_is_noted_beside_the_verdict(inputs, page):
 def test_inputs_that_do_not_fit_are_refused(inputs):
     with pytest.raises(UserError, match="not those of the test split"):
         render(replace(inputs, test_samples=inputs.test_samples[1:], models=inputs.models))
+    others = inputs.intervals[inputs.intervals["model"] != "retrained"]
+    with pytest.raises(UserError, match=r"intervals\.csv has no row for model 'retrained'"):
+        render(replace(inputs, intervals=others))
     with pytest.raises(UserError, match="at least two models"):
         render(replace(inputs, models=inputs.models[:1]))
     with pytest.raises(UserError, match="no column 'nimg'"):

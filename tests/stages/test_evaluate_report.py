@@ -21,7 +21,8 @@ from pipeline.prepared import Entry, Frame, write_prepared
 
 MODELS = ("base", "retrained", "ensemble")
 METRICS = [f"metrics/{folder}{name}.json" for folder in ("", "full_frame/") for name in MODELS]
-PLOTS = ["metrics/per_image.csv", "plots/roc", "plots/pr"]
+EXTRA = [f"metrics/{folder}/{name}.json" for folder in ("topology", "agreement") for name in MODELS]
+PLOTS = ["metrics/per_image.csv", "metrics/intervals.csv", "plots/roc", "plots/pr"]
 TRAINED = [f"models/{name}" for name in MODELS]
 SYNTHETIC = ["data/synthetic/images", "data/synthetic/probabilities"]
 
@@ -32,7 +33,7 @@ GRAPH = {
             "deps": ["data/prepared/test", *TRAINED],
             "params": ["seed", "evaluate"],
             "outs": ["predictions"],
-            "metrics": [{path: {"cache": False}} for path in METRICS],
+            "metrics": [{path: {"cache": False}} for path in [*METRICS, *EXTRA]],
             "plots": [{path: {"cache": False}} for path in PLOTS],
         },
         "report": {
@@ -55,7 +56,7 @@ PARAMS = {
     "seed": 7,
     "runtime": {"device": "cpu", "threads": 1},
     "segmenter": {},
-    "evaluate": {"curve_points": 40},
+    "evaluate": {"curve_points": 40, "bootstrap_samples": 100},
     "report": {"sample_count": 2, "bootstrap_samples": 100},
 }
 PROVENANCE = {"versions": {"python": "3.11"}, "git_commit": None, "data_sha256": "0"}
@@ -116,6 +117,7 @@ def frame(number: int) -> Frame:
     fov = np.zeros((30, 36), bool)
     fov[1:-1, 1:-1] = True
     vessels = (rng.random((30, 36)) < 0.2) & fov
+    vessels[12:17, 4:30] = True  # a thick one
     return Frame(f"{number:02d}", rng.integers(0, 255, (30, 36, 3), dtype=np.uint8), vessels, fov)
 
 
@@ -152,7 +154,7 @@ def test_evaluate_then_report(project):
     expected = {f"predictions/{name}/{number}.png" for name in MODELS for number in ("01", "02", "03", "05")}
     expected |= {f"predictions/submission/{name}/5.png" for name in MODELS}
     expected |= {f"plots/{curve}/{name}.csv" for curve in ("roc", "pr") for name in MODELS}
-    expected |= {*METRICS, "metrics/per_image.csv"}
+    expected |= {*METRICS, *EXTRA, "metrics/per_image.csv", "metrics/intervals.csv"}
     assert set(written) == expected
     for path in METRICS:
         metrics = json.loads((project / path).read_text())
@@ -160,6 +162,12 @@ def test_evaluate_then_report(project):
             "mean": sorted(METRIC_NAMES),
             "pooled": sorted(METRIC_NAMES),
         }
+    for path in EXTRA:
+        metrics = json.loads((project / path).read_text())
+        assert sum(map(len, metrics.values())) == 15
+        for part in metrics.values():
+            for name in [name for name in part if f"{name}_lo" in part]:
+                assert part[f"{name}_lo"] <= part[name] <= part[f"{name}_hi"]
     table = pd.read_csv(project / "metrics" / "per_image.csv", dtype={"id": str})
     assert tuple(table.columns) == PER_IMAGE_COLUMNS
     assert set(table["id"]) == {"01", "02", "03"}  # the unlabelled image has no figures

@@ -1,9 +1,10 @@
-"""Access to the reference numbers in ../shared/fixtures/stylegan2 for the tests of this folder."""
+"""For the tests of this folder: reference numbers of ../shared, and implementations of the operations."""
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stylegan2 import ops
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.ops import toolchain
+
 REPO_ROOT = Path(__file__).resolve().parents[2]
+
+# Every test of these files runs once for each implementation; of the latter, once for each but CUDA.
+ALL_IMPLEMENTATIONS = {
+    "test_networks_reference",
+    "test_ops_bias_act",
+    "test_ops_convolution",
+    "test_ops_reference",
+    "test_ops_upfirdn2d",
+}
+CPU_IMPLEMENTATIONS = {"test_augment_reference", "test_loss_reference"}
 
 
 class StyleGAN2Reference:
@@ -57,7 +72,12 @@ class StyleGAN2Reference:
 
     def _section(self, file: str, prefix: str) -> dict[str, torch.Tensor]:
         tensors = self.tensors(file)
-        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        device = torch.get_default_device()
+        return {
+            key.removeprefix(prefix): value.to(device)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
 
 
 @functools.cache
@@ -69,7 +89,12 @@ def find_reference() -> StyleGAN2Reference | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test marked ``@pytest.mark.reference_cases(file, …)`` once per case: ``file``, ``case``."""
+    """Runs tests once per implementation, and those marked ``reference_cases(file, …)`` once per case."""
+    module = metafunc.module.__name__.rpartition(".")[2]
+    if module in ALL_IMPLEMENTATIONS | CPU_IMPLEMENTATIONS:
+        cuda = module in ALL_IMPLEMENTATIONS and torch.cuda.is_available()
+        names = ["reference", "cpu", *(["cuda"] if cuda else [])]
+        metafunc.parametrize("ops_implementation", names, indirect=True)
     marker = metafunc.definition.get_closest_marker("reference_cases")
     if marker is None:
         return
@@ -92,6 +117,33 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "reference_cases(*files, select=None): run once per case of these reference files"
     )
+    # Of `make test-gpu`. Tests that know nothing of CUDA compute on the CPU, and so do their processes.
+    if os.environ.get(ops.VARIABLE) == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(f"{ops.VARIABLE}=cuda, but torch sees no CUDA device")
+        del os.environ[ops.VARIABLE]
+
+
+@pytest.fixture(autouse=True)
+def ops_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The implementation of the operations that a test runs with; new tensors lie on its device."""
+    name: str = getattr(request, "param", None) or ops.selected()
+    if name == "cpu":
+        skip_without_compiler()
+    on_cuda = name == "cuda"
+    tf32 = torch.backends.cudnn.allow_tf32
+    with ops.use(name), torch.device("cuda") if on_cuda else contextlib.nullcontext():
+        torch.backends.cudnn.allow_tf32 = tf32 and not on_cuda
+        yield name
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+def skip_without_compiler() -> None:
+    """Skip the test where there is nothing to build the CPU kernels with."""
+    try:
+        toolchain.find_cpu_compiler()
+    except StyleGAN2Error as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +161,7 @@ def assert_close_to_reference() -> Callable[..., None]:
 
     def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str = "") -> None:
         assert tuple(actual.shape) == tuple(expected.shape), f"{what}: shape {tuple(actual.shape)}"
-        actual, expected = actual.detach().double(), expected.detach().double()
+        actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
         assert bool(torch.isfinite(actual).all()), f"{what}: not finite"
         scale = float(expected.abs().max()) if expected.numel() else 0.0
         if scale == 0:

@@ -53,6 +53,32 @@ def test_fused_equals_unfused(up, down, demodulate):
     torch.testing.assert_close(fused, unfused, **DOUBLE)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("fused", [True, False])
+def test_pointwise_without_demodulation_equals_scaled_weights(fused, memory_format):
+    x, weight, styles, noise = random_doubles([3, 4, 8, 6], [5, 4, 1, 1], [3, 4], [3, 1, 8, 6])
+    y = modulated_conv2d(
+        x.contiguous(memory_format=memory_format),
+        weight,
+        styles,
+        noise=noise,
+        demodulate=False,
+        fused_modconv=fused,
+    )
+    expected = torch.einsum("nchw,oc,nc->nohw", x, weight[:, :, 0, 0], styles) + noise
+    torch.testing.assert_close(y, expected, **DOUBLE)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_noise_is_added_after_demodulation(fused):
+    x, weight, styles, noise = random_doubles([2, 4, 8, 8], [5, 4, 3, 3], [2, 4], [8, 8])
+    with_noise, without = (
+        modulated_conv2d(x, weight, styles, noise=each, padding=1, fused_modconv=fused)
+        for each in (noise, None)
+    )
+    torch.testing.assert_close(with_noise, without + noise, **DOUBLE)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_demodulation_cancels_the_scale_of_a_style(fused):
     x, weight, styles = random_doubles([2, 4, 8, 8], [5, 4, 3, 3], [2, 4])

@@ -1,5 +1,6 @@
 """Optimiser steps under lazy regularisation."""
 
+import copy
 import json
 from typing import Any
 
@@ -30,6 +31,35 @@ def test_a_missing_gradient_is_a_zero_one() -> None:
     optimizer = lazy_adam(layer, 0.1, None)
     step_with_gradients(optimizer)
     assert [state["step"].item() for state in optimizer.state.values()] == [1, 1]
+
+
+def trained_steps(layer: nn.Linear, optimizer: torch.optim.Adam, steps: range) -> None:
+    for step in steps:
+        layer.weight.grad = torch.linspace(-1, 2, layer.weight.numel()).reshape(layer.weight.shape).pow(step)
+        step_with_gradients(optimizer)
+
+
+def test_steps_are_those_of_plain_adam() -> None:
+    torch.manual_seed(0)
+    fused = nn.Linear(7, 5, bias=False)
+    plain = copy.deepcopy(fused)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.01, betas=(0.0, 0.99), eps=1e-8, fused=False)
+    trained_steps(fused, lazy_adam(fused, 0.01, None), range(1, 8))
+    trained_steps(plain, optimizer, range(1, 8))
+    torch.testing.assert_close(fused.weight, plain.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_restored_optimiser_goes_on_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    whole = nn.Linear(7, 5, bias=False)
+    optimizer = lazy_adam(whole, 0.01, 4)
+    trained_steps(whole, optimizer, range(1, 4))
+    halves = copy.deepcopy(whole)
+    restored = lazy_adam(halves, 0.01, 4)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    trained_steps(whole, optimizer, range(4, 8))
+    trained_steps(halves, restored, range(4, 8))
+    assert torch.equal(whole.weight, halves.weight)
 
 
 def test_only_one_network_is_trained() -> None:

@@ -1,0 +1,458 @@
+// Convolution with 3x3 kernels, stride 1, by minimal filtering: tiles of 4x4 outputs from 6x6 inputs with a quarter of
+// the products (Winograd 1980; Lavin & Gray 2015, arXiv 1509.09308, algorithm F(4x4, 3x3)).
+//
+//     y = Aᵀ [Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)] A,          dL/dg = Gᵀ [Σ_tiles (A (dL/dy) Aᵀ) ⊙ (Bᵀ d B)] G
+//
+// The sums over channels, or tiles, are 36 products of matrices. float32, NCHW, CPU; needs the vector extensions of
+// GCC 12 or Clang. Nothing depends on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#if defined(__GNUC__) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SG2_WINOGRAD 1
+#endif
+#endif
+
+#if defined(SG2_WINOGRAD)
+namespace sg2 {
+namespace winograd {
+
+typedef float Vector __attribute__((vector_size(64)));  // one number of each of 16 tiles
+
+constexpr int kLanes = 16;
+constexpr int kTiles = 32;   // of a group: two vectors
+constexpr int kRows = 8;     // output channels computed together
+constexpr int kPoints = 36;  // products of a tile
+constexpr int kLongest = 8;  // groups whose sums are taken at once for the gradient of the kernel
+
+// What the processor adds up at a time, and how many rows of two such vectors fit its registers.
+#if defined(__AVX512F__)
+constexpr int kWidth = 16, kHeld = 8;
+#elif defined(__AVX__)
+constexpr int kWidth = 8, kHeld = 4;
+#else
+constexpr int kWidth = 4, kHeld = 8;
+#endif
+typedef float Register __attribute__((vector_size(4 * kWidth)));
+
+template <class V>
+inline V load(const float* from) {
+    V value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+template <class V>
+inline void store(float* to, V value) {
+    std::memcpy(to, &value, sizeof value);
+}
+
+class Buffer {
+public:
+    explicit Buffer(int64_t size)
+        : data_(static_cast<float*>(::operator new(size * sizeof(float), std::align_val_t(64)))) {}
+    ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    float* get() const { return data_; }
+
+private:
+    float* data_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Transforms along one axis, for the points 0, ±a, ±b and infinity. 5/8 and 3/2 and all that is made of them here are
+// exact in float, and errors come out a quarter as large as with 1 and 2 (2.2e-6 of the largest result, not 8.4e-6).
+// ---------------------------------------------------------------------------------------------------------------------
+
+constexpr float a1 = 0.625f, a2 = a1 * a1, a3 = a2 * a1;
+constexpr float b1 = 1.5f, b2 = b1 * b1, b3 = b2 * b1;
+constexpr float g0 = 1 / (a2 * b2), ga = 1 / (2 * a2 * (a2 - b2)), gb = 1 / (2 * b2 * (b2 - a2));
+
+template <class V>
+inline void input_transform(const V* d, int s, V* t, int q) {  // Bᵀ d: 6 to 6
+    const V even_a = d[4 * s] - b2 * d[2 * s], odd_a = a1 * d[3 * s] - (a1 * b2) * d[s];
+    const V even_b = d[4 * s] - a2 * d[2 * s], odd_b = b1 * d[3 * s] - (b1 * a2) * d[s];
+    t[0] = (a2 * b2) * d[0] - (a2 + b2) * d[2 * s] + d[4 * s];
+    t[q] = even_a + odd_a;
+    t[2 * q] = even_a - odd_a;
+    t[3 * q] = even_b + odd_b;
+    t[4 * q] = even_b - odd_b;
+    t[5 * q] = (a2 * b2) * d[s] - (a2 + b2) * d[3 * s] + d[5 * s];
+}
+
+template <class V>
+inline void output_transform(const V* m, int s, V* y, int q) {  // Aᵀ m: 6 to 4
+    const V even_a = m[s] + m[2 * s], odd_a = m[s] - m[2 * s];
+    const V even_b = m[3 * s] + m[4 * s], odd_b = m[3 * s] - m[4 * s];
+    y[0] = m[0] + even_a + even_b;
+    y[q] = a1 * odd_a + b1 * odd_b;
+    y[2 * q] = a2 * even_a + b2 * even_b;
+    y[3 * q] = a3 * odd_a + b3 * odd_b + m[5 * s];
+}
+
+template <class V>
+inline void gradient_transform(const V* y, int s, V* z, int q) {  // A y: 4 to 6
+    const V even_a = y[0] + a2 * y[2 * s], odd_a = a1 * y[s] + a3 * y[3 * s];
+    const V even_b = y[0] + b2 * y[2 * s], odd_b = b1 * y[s] + b3 * y[3 * s];
+    z[0] = y[0];
+    z[q] = even_a + odd_a;
+    z[2 * q] = even_a - odd_a;
+    z[3 * q] = even_b + odd_b;
+    z[4 * q] = even_b - odd_b;
+    z[5 * q] = y[3 * s];
+}
+
+template <class V>
+inline void kernel_transform(const V* g, int s, V* u, int q) {  // G g: 3 to 6
+    const V even_a = ga * (g[0] + a2 * g[2 * s]), odd_a = (ga * a1) * g[s];
+    const V even_b = gb * (g[0] + b2 * g[2 * s]), odd_b = (gb * b1) * g[s];
+    u[0] = g0 * g[0];
+    u[q] = even_a + odd_a;
+    u[2 * q] = even_a - odd_a;
+    u[3 * q] = even_b + odd_b;
+    u[4 * q] = even_b - odd_b;
+    u[5 * q] = g[2 * s];
+}
+
+template <class V>
+inline void kernel_transform_transposed(const V* u, int s, V* g, int q) {  // Gᵀ u: 6 to 3
+    const V even_a = ga * (u[s] + u[2 * s]), even_b = gb * (u[3 * s] + u[4 * s]);
+    g[0] = g0 * u[0] + even_a + even_b;
+    g[q] = (ga * a1) * (u[s] - u[2 * s]) + (gb * b1) * (u[3 * s] - u[4 * s]);
+    g[2 * q] = a2 * even_a + b2 * even_b + u[5 * s];
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Between rows of pixels and vectors of tiles
+// ---------------------------------------------------------------------------------------------------------------------
+
+#define SG2_MIX(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+
+// Rows of 4 pixels of each of 16 tiles: to the first two pixels, or all four, as vectors.
+template <int PIXELS>
+inline void split(const float* row, Vector* d) {
+    const Vector a = load<Vector>(row), b = load<Vector>(row + 16);
+    const Vector c = load<Vector>(row + 32), e = load<Vector>(row + 48);
+    for (int half = 0; half < PIXELS / 2; ++half) {
+        const Vector ab = half ? SG2_MIX(a, b, 2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31)
+                               : SG2_MIX(a, b, 0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+        const Vector ce = half ? SG2_MIX(c, e, 2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31)
+                               : SG2_MIX(c, e, 0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+        d[2 * half] = SG2_MIX(ab, ce, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        d[2 * half + 1] = SG2_MIX(ab, ce, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+}
+
+inline void join(const Vector* d, float* row) {
+    for (int half = 0; half < 2; ++half) {
+        const Vector ab = half ? SG2_MIX(d[0], d[1], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                               : SG2_MIX(d[0], d[1], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        const Vector ce = half ? SG2_MIX(d[2], d[3], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                               : SG2_MIX(d[2], d[3], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        store(row + 32 * half, SG2_MIX(ab, ce, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23));
+        store(row + 32 * half + 16, SG2_MIX(ab, ce, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31));
+    }
+}
+
+// Sums of 16 vectors; a[i] comes out in lane lane_of(i).
+inline Vector sums(Vector* a) {
+    for (int i = 0; i < 8; ++i) {
+        a[i] = SG2_MIX(a[i], a[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               SG2_MIX(a[i], a[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 4; ++i) {
+        a[i] = SG2_MIX(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               SG2_MIX(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 2; ++i) {
+        a[i] = SG2_MIX(a[i], a[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               SG2_MIX(a[i], a[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+    return SG2_MIX(a[0], a[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           SG2_MIX(a[0], a[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+}
+
+inline int lane_of(int i) { return (i & 8 ? 8 : 0) + (i & 4 ? 4 : 0) + (i & 2 ? 2 : 0) + (i & 1); }
+
+#undef SG2_MIX
+
+// Sizes of a call: x [batch, in, height, width], padded by `pad`; y [batch, out, out_height, out_width].
+struct Shape {
+    int64_t batch, in, out, height, width, pad;
+    int64_t out_height() const { return height + 2 * pad - 2; }
+    int64_t out_width() const { return width + 2 * pad - 2; }
+    int64_t rows() const { return (out_height() + 3) / 4; }  // of tiles, in an image
+    int64_t columns() const { return (out_width() + 3) / 4; }
+    int64_t tiles() const { return batch * rows() * columns(); }
+    int64_t groups() const { return (tiles() + kTiles - 1) / kTiles; }
+};
+
+// Neighbouring tiles of one row of tiles, within a group of 32.
+struct Strip {
+    int64_t image, row, column, lane, length;
+};
+
+inline int find_strips(const Shape& s, int64_t group, Strip* strips) {
+    int count = 0;
+    int64_t tile = group * kTiles;
+    const int64_t end = std::min(tile + kTiles, s.tiles());
+    while (tile < end) {
+        const int64_t column = tile % s.columns(), row = tile / s.columns();
+        const int64_t length = std::min(s.columns() - column, end - tile);
+        strips[count++] = {row / s.rows(), row % s.rows(), column, tile - group * kTiles, length};
+        tile += length;
+    }
+    return count;
+}
+
+// Pixels from..from + count of a row; 0 outside of it.
+inline void copy_pixels(float* to, const float* row, int64_t width, int64_t from, int64_t count) {
+    const int64_t begin = std::min(count, std::max<int64_t>(0, -from));
+    const int64_t end = std::max(begin, std::min(count, width - from));
+    std::fill(to, to + begin, 0.f);
+    std::copy(row + from + begin, row + from + end, to + begin);
+    std::fill(to + end, to + count, 0.f);
+}
+
+// One channel's 6x6 neighbourhoods of a group of tiles, transformed: point k of tile t to out[k · stride + t].
+inline void transform_input(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count, float* out,
+                            int64_t stride) {
+    alignas(64) float near[6][4 * kTiles] = {}, far[6][4 * kTiles] = {};  // pixels 0..3 and 4..7 of each tile
+    for (int i = 0; i < count; ++i) {
+        const Strip& strip = strips[i];
+        for (int line = 0; line < 6; ++line) {
+            const int64_t y = 4 * strip.row + line - s.pad, left = 4 * strip.column - s.pad;
+            if (y < 0 || y >= s.height) continue;
+            const float* row = x + ((strip.image * s.in + channel) * s.height + y) * s.width;
+            copy_pixels(near[line] + 4 * strip.lane, row, s.width, left, 4 * strip.length);
+            copy_pixels(far[line] + 4 * strip.lane, row, s.width, left + 4, 4 * strip.length);
+        }
+    }
+    for (int v = 0; v < kTiles / kLanes; ++v) {
+        Vector d[36], t[36];
+        for (int line = 0; line < 6; ++line) {
+            split<4>(near[line] + 64 * v, d + 6 * line);
+            split<2>(far[line] + 64 * v, d + 6 * line + 4);
+        }
+        for (int i = 0; i < 6; ++i) input_transform(d + i, 6, t + i, 6);
+        for (int i = 0; i < 6; ++i) input_transform(t + 6 * i, 1, d + 6 * i, 1);
+        for (int k = 0; k < kPoints; ++k) store(out + k * stride + v * kLanes, d[k]);
+    }
+}
+
+// The same for one channel's gradients of the result, 4x4 a tile.
+inline void transform_gradient(const Shape& s, const float* g, int64_t channel, const Strip* strips, int count,
+                               float* out, int64_t stride) {
+    alignas(64) float rows[4][4 * kTiles] = {};
+    for (int i = 0; i < count; ++i) {
+        const Strip& strip = strips[i];
+        for (int line = 0; line < 4; ++line) {
+            const int64_t y = 4 * strip.row + line;
+            if (y >= s.out_height()) continue;
+            const float* row = g + ((strip.image * s.out + channel) * s.out_height() + y) * s.out_width();
+            copy_pixels(rows[line] + 4 * strip.lane, row, s.out_width(), 4 * strip.column, 4 * strip.length);
+        }
+    }
+    for (int v = 0; v < kTiles / kLanes; ++v) {
+        Vector d[16], t[24], z[36];
+        for (int line = 0; line < 4; ++line) split<4>(rows[line] + 64 * v, d + 4 * line);
+        for (int i = 0; i < 4; ++i) gradient_transform(d + i, 4, t + i, 4);
+        for (int i = 0; i < 6; ++i) gradient_transform(t + 4 * i, 1, z + 6 * i, 1);
+        for (int k = 0; k < kPoints; ++k) store(out + k * stride + v * kLanes, z[k]);
+    }
+}
+
+inline void write_tiles(const Shape& s, const float (*rows)[4 * kTiles], int64_t channel, const Strip* strips,
+                        int count, float* y) {
+    for (int i = 0; i < count; ++i) {
+        const Strip& strip = strips[i];
+        const int64_t left = 4 * strip.column, pixels = std::min(4 * strip.length, s.out_width() - left);
+        for (int64_t line = 0; line < std::min<int64_t>(4, s.out_height() - 4 * strip.row); ++line) {
+            const int64_t row = (strip.image * s.out + channel) * s.out_height() + 4 * strip.row + line;
+            const float* const from = rows[line] + 4 * strip.lane;
+            std::copy(from, from + pixels, y + row * s.out_width() + left);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Convolution; and the gradient by the image, which is the convolution with the kernels turned and transposed
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline int64_t kernel_size(const Shape& s) { return (s.out + kRows - 1) / kRows * kPoints * s.in * kRows; }
+
+// Kernels w [out, in, 3, 3] as u [out / 8, 36, in, 8]; turned: w is [in, out, 3, 3].
+inline void transform_kernels(const Shape& s, const float* w, bool turned, int64_t block, float* u) {
+    typedef float Row __attribute__((vector_size(4 * kRows)));
+    for (int64_t in = 0; in < s.in; ++in) {
+        Row g[9] = {}, t[18], r[36];
+        for (int lane = 0; lane < kRows && block * kRows + lane < s.out; ++lane) {
+            const int64_t out = block * kRows + lane;
+            const float* taps = w + 9 * (turned ? in * s.out + out : out * s.in + in);
+            for (int i = 0; i < 9; ++i) g[i][lane] = taps[turned ? 8 - i : i];
+        }
+        for (int i = 0; i < 3; ++i) kernel_transform(g + i, 3, t + i, 3);
+        for (int i = 0; i < 6; ++i) kernel_transform(t + 3 * i, 1, r + 6 * i, 1);
+        for (int k = 0; k < kPoints; ++k) store(u + ((block * kPoints + k) * s.in + in) * kRows, r[k]);
+    }
+}
+
+// [8, in] × [in, 32] for one point.
+inline void multiply(const float* u, const float* v, int64_t in, float* m, int64_t stride) {
+    for (int from = 0; from < kTiles; from += 2 * kWidth) {
+        for (int row = 0; row < kRows; row += kHeld) {
+            Register sum[kHeld][2] = {};
+            for (int64_t c = 0; c < in; ++c) {
+                const Register p = load<Register>(v + c * kTiles + from);
+                const Register q = load<Register>(v + c * kTiles + from + kWidth);
+#pragma GCC unroll 8
+                for (int i = 0; i < kHeld; ++i) {
+                    const float factor = u[c * kRows + row + i];
+                    sum[i][0] += factor * p;
+                    sum[i][1] += factor * q;
+                }
+            }
+            for (int i = 0; i < kHeld; ++i) {
+                store(m + (row + i) * stride + from, sum[i][0]);
+                store(m + (row + i) * stride + from + kWidth, sum[i][1]);
+            }
+        }
+    }
+}
+
+// Between the points of a group of transformed tiles. Not a power of two: 36 streams that fall into one set of the
+// cache would evict each other.
+inline int64_t point_stride(const Shape& s) { return s.in * kTiles + kLanes; }
+
+// Groups begin..end of tiles; u of transform_kernels, v working memory of kPoints · point_stride(s).
+inline void convolve(const Shape& s, const float* x, const float* u, float* v, float* y, int64_t begin, int64_t end) {
+    const int64_t stride = point_stride(s);
+    alignas(64) float m[kRows * kPoints * kTiles], rows[4][4 * kTiles];
+    Strip strips[kTiles];
+    for (int64_t group = begin; group < end; ++group) {
+        const int count = find_strips(s, group, strips);
+        for (int64_t c = 0; c < s.in; ++c) transform_input(s, x, c, strips, count, v + c * kTiles, stride);
+        for (int64_t first = 0; first < s.out; first += kRows) {
+            const float* kernels = u + first * kPoints * s.in;
+            for (int k = 0; k < kPoints; ++k) {
+                multiply(kernels + k * s.in * kRows, v + k * stride, s.in, m + k * kTiles, kPoints * kTiles);
+            }
+            for (int row = 0; row < kRows && first + row < s.out; ++row) {
+                for (int part = 0; part < kTiles / kLanes; ++part) {
+                    Vector d[36], t[24], r[16];
+                    for (int k = 0; k < kPoints; ++k) {
+                        d[k] = load<Vector>(m + (row * kPoints + k) * kTiles + part * kLanes);
+                    }
+                    for (int i = 0; i < 6; ++i) output_transform(d + i, 6, t + i, 6);
+                    for (int i = 0; i < 4; ++i) output_transform(t + 6 * i, 1, r + 4 * i, 1);
+                    for (int i = 0; i < 4; ++i) join(r + 4 * i, rows[i] + 64 * part);
+                }
+                write_tiles(s, rows, first + row, strips, count, y);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Gradient by the kernels
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline int64_t fours(int64_t channels) { return (channels + 3) / 4; }
+
+// Working memory of kernel_gradient: transformed inputs and gradients of some groups of tiles, and the 36 sums.
+struct Workspace {
+    int64_t groups, length, in_stride, out_stride;
+    Buffer inputs, gradients, products;
+
+    explicit Workspace(const Shape& s)
+        : groups(std::min<int64_t>({kLongest, s.groups(), std::max<int64_t>(1, 2048 / (s.in + s.out))})),
+          length(groups * kTiles),
+          in_stride(4 * fours(s.in) * length + kLanes),
+          out_stride(4 * fours(s.out) * length + kLanes),
+          inputs(kPoints * in_stride),
+          gradients(kPoints * out_stride),
+          products(kPoints * products_per_point(s)) {
+        std::fill_n(inputs.get(), kPoints * in_stride, 0.f);
+        std::fill_n(gradients.get(), kPoints * out_stride, 0.f);
+        std::fill_n(products.get(), kPoints * products_per_point(s), 0.f);
+    }
+    static int64_t products_per_point(const Shape& s) { return fours(s.in) * fours(s.out) * kLanes; }
+};
+
+// Transforms channel `channel` of x, or beyond those of g, for the groups from `first` on.
+inline void transform_channel(const Shape& s, const Workspace& space, const float* x, const float* g, int64_t channel,
+                              int64_t first) {
+    Strip strips[kTiles];
+    for (int64_t group = 0; group < space.groups; ++group) {
+        const int count = find_strips(s, first + group, strips);  // 0 beyond the last tile: zeros
+        const int64_t out = channel - s.in;
+        if (out < 0) {
+            float* to = space.inputs.get() + channel * space.length + group * kTiles;
+            transform_input(s, x, channel, strips, count, to, space.in_stride);
+        } else {
+            float* to = space.gradients.get() + out * space.length + group * kTiles;
+            transform_gradient(s, g, out, strips, count, to, space.out_stride);
+        }
+    }
+}
+
+// Adds [out, tiles] × [tiles, in] of one point to its sums, in blocks of 4 × 4.
+inline void add_products(const Shape& s, const Workspace& space, int point) {
+    const float* const inputs = space.inputs.get() + point * space.in_stride;
+    const float* const gradients = space.gradients.get() + point * space.out_stride;
+    float* to = space.products.get() + point * Workspace::products_per_point(s);
+    constexpr int kHeldColumns = kHeld == 8 ? 4 : 2;
+    for (int64_t out = 0; out < 4 * fours(s.out); out += 4) {
+        for (int64_t in = 0; in < 4 * fours(s.in); in += 4, to += kLanes) {
+            Vector sum[16] = {};
+            for (int column = 0; column < 4; column += kHeldColumns) {
+                const float* v = inputs + (in + column) * space.length;
+                const float* z = gradients + out * space.length;
+                Register held[4][kHeldColumns] = {};
+                for (int64_t t = 0; t < space.length; t += kWidth) {
+#pragma GCC unroll 4
+                    for (int i = 0; i < 4; ++i) {
+                        const Register gradient = load<Register>(z + i * space.length + t);
+#pragma GCC unroll 4
+                        for (int j = 0; j < kHeldColumns; ++j) {
+                            held[i][j] += gradient * load<Register>(v + j * space.length + t);
+                        }
+                    }
+                }
+                for (int i = 0; i < 4; ++i) {
+                    for (int j = 0; j < kHeldColumns; ++j) {
+                        std::memcpy(&sum[4 * i + column + j], &held[i][j], sizeof(Register));
+                    }
+                }
+            }
+            store(to, load<Vector>(to) + sums(sum));
+        }
+    }
+}
+
+// The gradients w [out, in, 3, 3] of four output channels from the finished sums.
+inline void finish_kernels(const Shape& s, const Workspace& space, int64_t four, float* w) {
+    for (int64_t in = 0; in < s.in; in += 4) {
+        const float* from = space.products.get() + (four * fours(s.in) + in / 4) * kLanes;
+        Vector u[36], t[18], g[9];
+        for (int k = 0; k < kPoints; ++k) u[k] = load<Vector>(from + k * Workspace::products_per_point(s));
+        for (int i = 0; i < 6; ++i) kernel_transform_transposed(u + i, 6, t + i, 6);
+        for (int i = 0; i < 3; ++i) kernel_transform_transposed(t + 6 * i, 1, g + 3 * i, 1);
+        for (int64_t i = 0; i < std::min<int64_t>(4, s.out - 4 * four); ++i) {
+            for (int64_t j = 0; j < std::min<int64_t>(4, s.in - in); ++j) {
+                float* const taps = w + 9 * ((4 * four + i) * s.in + in + j);
+                for (int tap = 0; tap < 9; ++tap) taps[tap] = g[tap][lane_of(static_cast<int>(4 * i + j))];
+            }
+        }
+    }
+}
+
+}  // namespace winograd
+}  // namespace sg2
+#endif

@@ -1,0 +1,238 @@
+"""The compiled operations on tensors: layout in memory, results, calls. Nothing here is differentiable."""
+
+import ctypes
+import functools
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stylegan2.ops.native import (
+    ACTIVATION_CODES,
+    TYPES,
+    NativeLibrary,
+    bias_act_arguments,
+    upfirdn2d_arguments,
+)
+from stylegan2.ops.resampling import Sampling
+
+# ----------------------------------------------------------------------------------------------------------
+# Layout
+# ----------------------------------------------------------------------------------------------------------
+
+
+def dense_format(x: Tensor) -> torch.memory_format:
+    """The layout that `bias_act` computes a tensor in: channels-last where it is so, else contiguous."""
+    if not x.is_contiguous() and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def image_format(x: Tensor) -> torch.memory_format:
+    """The layout of `upfirdn2d`'s result: channels-last where channels lie side by side, else contiguous."""
+    if not x.is_contiguous() and x.shape[1] > 1 and x.stride(1) == 1:
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _call(library: NativeLibrary, function: Any, x: Tensor, *pointers: Any) -> None:
+    if library.kind == "cuda":
+        with torch.cuda.device(x.device):
+            code = function(*pointers, torch.cuda.current_stream(x.device).cuda_stream)
+    else:
+        code = function(*pointers, None)
+    if code != 0:
+        library.raise_error(function.__name__, code)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Bias and activation
+# ----------------------------------------------------------------------------------------------------------
+
+
+class BiasAct(NamedTuple):
+    """The arguments of `bias_act` that are no tensors; `dim` ≥ 0, `clamp` None for none."""
+
+    dim: int
+    act: str
+    alpha: float
+    gain: float
+    clamp: float | None
+
+    def along(self, b: Tensor, ndim: int) -> Tensor:
+        """The bias in a shape that adds to a tensor of so many dimensions."""
+        return b.reshape([-1 if i == self.dim else 1 for i in range(ndim)])
+
+
+def bias_act(library: NativeLibrary, x: Tensor, b: Tensor | None, p: BiasAct) -> Tensor:
+    """clamp(gain · act(x + b)), in the layout of `dense_format`."""
+    if not x.is_contiguous():
+        x = x.contiguous(memory_format=dense_format(x))
+    y = torch.empty_like(x)
+    size = x.numel()
+    if size == 0:
+        return y
+    bias_size, step, address = 0, 1, None
+    if b is not None:
+        b = b.contiguous()
+        bias_size, step, address = b.numel(), max(1, x.stride(p.dim)), b.data_ptr()
+    arguments = _bias_act_arguments(size, bias_size, step, p, TYPES[x.dtype], 0, torch.get_num_threads())
+    _call(library, library.bias_act, x, arguments, x.data_ptr(), None, address, None, y.data_ptr())
+    return y
+
+
+def bias_act_derivative(
+    library: NativeLibrary, first: Tensor, second: Tensor | None, at: Tensor, p: BiasAct
+) -> Tensor:
+    """Give first · dy/dx, or, with `second`, first · second · d²y/dx².
+
+    Args:
+        library: of the device.
+        first: gradient of y.
+        second: of the same shape.
+        at: y; for swish x + b. In a layout of `dense_format`, which becomes that of the result.
+        p: arguments of `bias_act`.
+    """
+    layout = dense_format(at)
+    first = first.contiguous(memory_format=layout)
+    out = torch.empty_like(first, memory_format=layout)
+    size = first.numel()
+    if size == 0:
+        return out
+    order, address = 1, None
+    if second is not None:
+        second = second.contiguous(memory_format=layout)
+        order, address = 2, second.data_ptr()
+    arguments = _bias_act_arguments(size, 0, 1, p, TYPES[first.dtype], order, torch.get_num_threads())
+    _call(
+        *(library, library.bias_act, first, arguments),
+        *(first.data_ptr(), address, None, at.data_ptr(), out.data_ptr()),
+    )
+    return out
+
+
+@functools.lru_cache(maxsize=4096)
+def _bias_act_arguments(
+    size: int, bias_size: int, step: int, p: BiasAct, dtype: int, order: int, threads: int
+) -> Any:
+    clamp = -1.0 if p.clamp is None else p.clamp
+    activation = ACTIVATION_CODES[p.act]
+    values = (size, bias_size, step, p.alpha, p.gain, clamp, dtype, activation, order, threads)
+    return ctypes.byref(bias_act_arguments(*values))
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Resampling with a filter
+# ----------------------------------------------------------------------------------------------------------
+
+
+class Taps:
+    """A filter as the kernels multiply with it.
+
+    Args:
+        values: float64 [height, width] in main memory, contiguous; not changed any more.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.size = values.shape[0], values.shape[1]
+        self.address = values.data_ptr()
+        self._reversed: Taps | None = None
+
+    def reversed(self) -> "Taps":
+        """The same filter from its other end, for the adjoint."""
+        if self._reversed is None:
+            self._reversed = Taps(self.values.flip([0, 1]))
+        return self._reversed
+
+
+class _Known(NamedTuple):
+    tensor: "weakref.ref[Tensor]"
+    version: tuple[int, int]
+    taps: dict[tuple[bool, float], Taps]
+
+
+_known: dict[int, _Known] = {}
+
+
+def taps_of(f: Tensor | None, flip_filter: bool, gain: float) -> Taps:
+    """The taps of a filter from `setup_filter`; 1-D ones as the table that both passes together are.
+
+    They are remembered for as long as the filter lives and stays as it is: reading a filter from a GPU waits
+    for all that the GPU has to do.
+    """
+    if f is None:
+        return _constant(gain)
+    if f.is_inference():  # counts no changes
+        return _read(f, flip_filter, gain)
+    key, version = id(f), (f._version, f.data_ptr())
+    known = _known.get(key)
+    if known is None or known.version != version or known.tensor() is not f:
+        known = _known[key] = _Known(weakref.ref(f, functools.partial(_forget, key)), version, {})
+    taps = known.taps.get((flip_filter, gain))
+    if taps is None:
+        taps = known.taps[flip_filter, gain] = _read(f, flip_filter, gain)
+    return taps
+
+
+def _forget(key: int, reference: "weakref.ref[Tensor]") -> None:
+    known = _known.get(key)
+    if known is not None and known.tensor is reference:
+        del _known[key]
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(gain: float) -> Taps:
+    return Taps(torch.full([1, 1], gain, dtype=torch.float64, device="cpu"))
+
+
+def _read(f: Tensor, flip_filter: bool, gain: float) -> Taps:
+    g = f.detach() if flip_filter else f.detach().flip(list(range(f.ndim)))
+    scaled = (g * gain).to("cpu", torch.float64)  # multiplied in the type of f, as the reference does
+    if g.ndim == 1:
+        scaled = torch.outer(g.to("cpu", torch.float64), scaled)  # [along y, along x]
+    return Taps(scaled.contiguous().clone())
+
+
+class _Plan(NamedTuple):
+    arguments: Any
+    shape: tuple[int, int, int, int]
+    layout: torch.memory_format
+
+
+def upfirdn2d(library: NativeLibrary, x: Tensor, taps: Taps, sampling: Sampling) -> Tensor:
+    """Resample with a filter; the result has the layout of `image_format`."""
+    layout = image_format(x)
+    if layout == torch.contiguous_format and x.stride(3) != 1:
+        x = x.contiguous()
+    plan = _plan(x.shape, x.stride(), layout, taps.size, sampling, TYPES[x.dtype], torch.get_num_threads())
+    y = torch.empty(plan.shape, dtype=x.dtype, device=x.device, memory_format=plan.layout)
+    if y.numel() > 0:
+        _call(library, library.upfirdn2d, x, plan.arguments, taps.address, x.data_ptr(), y.data_ptr())
+    return y
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    layout: torch.memory_format,
+    taps: tuple[int, int],
+    sampling: Sampling,
+    dtype: int,
+    threads: int,
+) -> _Plan:
+    batch, channels, in_height, in_width = shape
+    height, width = sampling.output_size((in_height, in_width), taps)
+    if layout == torch.channels_last:
+        out_stride = (height * width * channels, 1, width * channels, channels)
+    else:
+        out_stride = (channels * height * width, height * width, width, 1)
+    arguments = upfirdn2d_arguments(
+        *(batch, channels, in_height, in_width, height, width),
+        *(tuple(stride), out_stride),
+        *(*sampling.up, *sampling.down, sampling.padding[0], sampling.padding[2]),
+        *(taps[1], taps[0], dtype, threads),
+    )
+    return _Plan(ctypes.byref(arguments), (batch, channels, height, width), layout)

@@ -1,0 +1,89 @@
+"""`stylegan2 doctor`: what it shows, and that it fails when an operation is wrong."""
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from stylegan2 import ops
+from stylegan2.cli import main
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.ops import kernels, native, selection, selftest
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """There are kernels; and the timing takes no time."""
+    try:
+        library = native.load("cpu")
+    except StyleGAN2Error as error:
+        if "no C++ compiler" not in str(error):
+            raise
+        pytest.skip(str(error))
+    monkeypatch.setattr(selftest, "_TIMED_SHAPE", (1, 2, 8, 8))
+    monkeypatch.setattr(selftest, "_REPETITIONS", 1)
+    with ops.use("auto"):
+        yield library
+
+
+def doctor(*arguments, fails=0):
+    result = CliRunner().invoke(main, ["doctor", *arguments])
+    assert result.exit_code == fails, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_it_shows_what_there_is(compiled):
+    output = doctor()
+    assert compiled.build.version in output
+    assert str(compiled.build.library) in output
+    assert f"in {compiled.build.seconds:.1f} s" in output
+    assert compiled.built_for in output
+    for name in ("C++ compiler", "OpenMP", "nvcc", "CUDA", "cache", "asked for", "cpu tensors"):
+        assert name in output
+    for operation in ("bias_act", "upfirdn2d"):
+        for dtype in ("float32", "float64", "float16", "bfloat16"):
+            assert any(operation in line and dtype in line for line in output.splitlines())
+    assert "No problems found." in output and "FAILED" not in output
+
+
+@pytest.mark.parametrize("operation", ["bias_act", "bias_act_derivative", "upfirdn2d"])
+def test_a_wrong_operation_fails(compiled, monkeypatch, operation):
+    right = getattr(kernels, operation)
+    monkeypatch.setattr(kernels, operation, lambda *arguments: right(*arguments) * 1.2)
+    output = doctor(fails=1)
+    name = operation.removesuffix("_derivative")
+    assert f"cpu {name} in float64 differs from the reference" in output
+    failed = [line for line in output.splitlines() if line.endswith("FAILED")]
+    assert len(failed) == 4 and all(name in line for line in failed)
+
+
+def test_nan_fails(compiled, monkeypatch):
+    right = kernels.upfirdn2d
+    monkeypatch.setattr(kernels, "upfirdn2d", lambda *arguments: right(*arguments) * torch.nan)
+    assert any(not result.passed for result in selftest.compare("cpu") if result.operation == "upfirdn2d")
+
+
+def test_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "_attempts", {})
+    monkeypatch.setattr(selection, "_compiled", {})
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    output = doctor()
+    assert "looked for c++, g++, clang++" in output
+    assert "Nothing to test: the reference runs." in output
+    with ops.use("cpu"):
+        assert "cpu is asked for, and cannot run" in doctor(fails=1)
+
+
+def test_a_broken_compiler_shows_its_output(monkeypatch, tmp_path):
+    path = tmp_path / "broken"
+    path.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo broken 1 || { echo "no rest for it"; exit 1; }\n'
+    )
+    path.chmod(0o755)
+    monkeypatch.setattr(native, "_attempts", {})
+    monkeypatch.setattr(selection, "_compiled", {})
+    monkeypatch.setenv("CXX", str(path))
+    monkeypatch.setenv("STYLEGAN2_CACHE", str(tmp_path))
+    output = doctor(fails=1)
+    assert "no rest for it" in output and "the cpu kernels cannot be built" in output

@@ -1,0 +1,368 @@
+"""The compiled operations against the reference, for any shape, layout, type; and as torch sees them."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from stylegan2 import ops
+from stylegan2.errors import StyleGAN2Error
+from stylegan2.ops import kernels, native
+from stylegan2.ops.bias_act import ACTIVATIONS, bias_act
+from stylegan2.ops.upfirdn2d import setup_filter, upfirdn2d
+
+LAYOUTS = ["contiguous", "channels last", "transposed", "every other", "cropped", "expanded"]
+REGISTERED = torch.ops.stylegan2
+
+
+@pytest.fixture(autouse=True)
+def compiled(ops_implementation):
+    """All tests of this file run the kernels of the CPU; skips where there is no compiler."""
+    try:
+        native.load("cpu")
+    except StyleGAN2Error as error:
+        if "no C++ compiler" not in str(error):
+            raise
+        pytest.skip(str(error))
+    with ops.use("cpu"):
+        yield
+
+
+def laid_out(shape, layout, dtype=torch.float64, seed=0):
+    """Random numbers of a shape, in memory as named; a leaf that wants a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    n, c, h, w = shape
+    stored = {"every other": (n, c, h, 2 * w), "cropped": (n, c, h + 2, w + 3), "expanded": (1, c, 1, w)}
+    x = torch.randn(stored.get(layout, shape), generator=generator, dtype=torch.float64).to(dtype)
+    if layout == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    elif layout == "every other":
+        x = x[..., ::2]
+    elif layout == "cropped":
+        x = x[:, :, 1:-1, 2:-1]
+    elif layout == "expanded":
+        x = x.expand(shape)
+    assert x.shape == shape
+    return x.detach().requires_grad_()
+
+
+def derivatives(function, *inputs):
+    """Value, first and second gradients, as one list."""
+    y = function(*inputs)
+    g = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).to(y.dtype).reshape(y.shape).requires_grad_()
+    first = torch.autograd.grad((y * g).sum(), inputs, create_graph=True, materialize_grads=True)
+    total = sum(gradient.pow(2).sum() for gradient in first)
+    second = torch.autograd.grad(total, [*inputs, g], materialize_grads=True)
+    return [y, *first, *second]
+
+
+def assert_equals_reference(function, *inputs, **tolerance):
+    actual = derivatives(function, *inputs)
+    with ops.use("reference"):
+        expected = derivatives(function, *inputs)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+shapes = st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 7), st.integers(1, 9))
+
+
+# Against the reference
+
+
+@given(
+    shape=shapes,
+    layout=st.sampled_from(LAYOUTS),
+    dim=st.integers(-4, 3),
+    act=st.sampled_from(sorted(ACTIVATIONS)),
+    gain=st.sampled_from([-1.5, 0.0, 1.0, 1.3]),
+    alpha=st.sampled_from([None, 0.0, 0.3, 1.5, -0.2]),
+    clamp=st.sampled_from([None, 0.0, 0.6]),
+    with_bias=st.booleans(),
+)
+@settings(deadline=None, max_examples=150)
+def test_bias_act_is_the_reference(shape, layout, dim, act, gain, alpha, clamp, with_bias):
+    x = laid_out(shape, layout)
+    b = torch.linspace(-1, 1, shape[dim], dtype=torch.float64, requires_grad=True) if with_bias else None
+
+    def function(x, *b):
+        return bias_act(x, *b, dim=dim, act=act, gain=gain, alpha=alpha, clamp=clamp)
+
+    assert_equals_reference(function, x, *([] if b is None else [b]))
+
+
+@given(
+    shape=shapes,
+    layout=st.sampled_from(LAYOUTS),
+    up=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    down=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(*[st.integers(-4, 6)] * 4),
+    taps=st.one_of(st.none(), st.integers(1, 13), st.tuples(st.integers(1, 5), st.integers(1, 5))),
+    flip_filter=st.booleans(),
+    gain=st.sampled_from([1, -0.7, 4.0]),
+)
+@settings(deadline=None, max_examples=150)
+def test_upfirdn2d_is_the_reference(shape, layout, up, down, padding, taps, flip_filter, gain):
+    x = laid_out(shape, layout)
+    f = None if taps is None else torch.randn(taps, generator=torch.Generator().manual_seed(1))
+
+    def function(x):
+        return upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+
+    try:
+        function(x)
+    except StyleGAN2Error:  # cropped away, or too small for the filter
+        assume(False)
+    assert_equals_reference(function, x, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)]
+)
+def test_types(dtype, tolerance, layout):
+    """Each against the reference in float64 on the same numbers; the types of 16 bits sum in float32."""
+    f = setup_filter([1, 3, 3, 1])
+    x = laid_out((2, 5, 8, 6), layout, dtype)
+
+    def function(x):
+        return upfirdn2d(bias_act(x, act="swish", gain=1.3), f, up=2, padding=(2, 1, 2, 1), gain=4)
+
+    y = function(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    with ops.use("reference"):
+        exact = x.detach().double().requires_grad_()
+        expected = function(exact)
+        (expected_gradient,) = torch.autograd.grad(expected.sum(), exact)
+    assert y.dtype == gradient.dtype == dtype
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (0, 0, 1, 1)])
+def test_empty_batches(shape):
+    x = torch.zeros(shape, requires_grad=True)
+    y = upfirdn2d(bias_act(x, torch.zeros(shape[1]), act="lrelu"), setup_filter([1, 2, 1]), up=2, padding=2)
+    assert y.shape[:2] == shape[:2] and y.shape[2:] == (2 * shape[2] + 2, 2 * shape[3] + 2)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.shape == x.shape
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_layouts_are_kept(layout):
+    x = laid_out((2, 5, 4, 6), layout)
+    memory_format = torch.channels_last if layout == "channels last" else torch.contiguous_format
+    y = bias_act(x, act="lrelu")
+    z = upfirdn2d(y, setup_filter([1, 3, 3, 1]), down=2, padding=1)
+    (gradient,) = torch.autograd.grad(z.square().sum(), x)
+    for tensor in (y, z, gradient):
+        assert tensor.is_contiguous(memory_format=memory_format)
+
+
+def test_results_do_not_depend_on_threads():
+    x, f = torch.randn(4, 16, 65, 67), setup_filter([1, 2, 3, 4, 4, 3, 2, 1])
+
+    def function():
+        leaf = x.clone().requires_grad_()
+        y = upfirdn2d(bias_act(leaf, torch.ones(16), act="swish"), f, up=2, padding=(4, 3, 4, 3))
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaf)]
+
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 2, 1):
+            torch.set_num_threads(count)
+            results.append(function())
+    finally:
+        torch.set_num_threads(threads)
+    for y, gradient in results[1:]:
+        assert torch.equal(y, results[0][0]) and torch.equal(gradient, results[0][1])
+
+
+def test_inputs_stay_as_they_are():
+    x, b, f = torch.randn(2, 3, 4, 4), torch.randn(3), setup_filter([1, 3, 3, 1])
+    before = x.clone(), b.clone(), f.clone()
+    upfirdn2d(bias_act(x, b, act="lrelu"), f, padding=2)
+    assert torch.equal(x, before[0]) and torch.equal(b, before[1]) and torch.equal(f, before[2])
+
+
+# Filters are remembered
+
+
+def test_a_changed_filter_is_read_again():
+    x, f = torch.ones(1, 1, 4, 4), torch.ones(1, 1)
+    assert upfirdn2d(x, f).sum() == 16
+    f.mul_(2)
+    assert upfirdn2d(x, f).sum() == 32
+    f.data = torch.full([1, 1], 3.0)
+    assert upfirdn2d(x, f).sum() == 48
+    with torch.inference_mode():
+        inference = torch.ones(1, 1)
+        assert upfirdn2d(x, inference).sum() == 16
+        inference.mul_(5)
+        assert upfirdn2d(x, inference).sum() == 80
+
+
+def test_a_backward_pass_uses_the_filter_of_its_forward_pass():
+    x, f = torch.ones(1, 1, 4, 4, requires_grad=True), torch.ones(1, 1)
+    y = upfirdn2d(x, f)
+    f.mul_(2)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.ones(1, 1, 4, 4))
+
+
+def test_filters_are_forgotten_with_their_tensors():
+    count = len(kernels._known)
+    filters = [torch.ones(1, 2) * i for i in range(5)]
+    for f in filters:
+        upfirdn2d(torch.ones(1, 1, 4, 4), f)
+    assert len(kernels._known) == count + 5
+    del filters, f
+    assert len(kernels._known) == count
+
+
+# Derivatives
+
+
+@pytest.mark.parametrize("act", ["tanh", "sigmoid", "elu", "selu", "softplus", "swish"])
+def test_third_derivatives_are_refused(act):
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(bias_act(x, act=act).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
+    with pytest.raises(StyleGAN2Error, match=f"no third derivative of {act}; .*reference"):
+        torch.autograd.grad(second.sum(), x)
+
+
+def test_straight_activations_have_all_derivatives():
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def fourth(x):
+        (gradient,) = torch.autograd.grad(bias_act(x, act="lrelu").pow(4).sum(), x, create_graph=True)
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(gradient.sum(), x, create_graph=True)
+        return gradient
+
+    actual = fourth(x)
+    with ops.use("reference"):
+        torch.testing.assert_close(actual, fourth(x))
+
+
+# Registration
+
+
+@pytest.mark.parametrize(
+    ("act", "layout", "clamp"),
+    [
+        ("linear", "contiguous", None),
+        ("lrelu", "channels last", 0.7),
+        ("tanh", "contiguous", None),
+        ("swish", "transposed", 0.7),
+    ],
+)
+def test_opcheck_of_bias_act(act, layout, clamp):
+    x, g, v = (laid_out((2, 3, 4, 5), layout, torch.float32, seed) for seed in range(3))
+    b = torch.randn(3, requires_grad=True)
+    constants = (1, act, 0.2, 1.3, clamp)
+    torch.library.opcheck(REGISTERED.bias_act.default, (x, b, *constants))
+    y = bias_act(x, b, act=act, gain=1.3, clamp=clamp).detach()
+    smooth = act in ("tanh", "swish")
+    kept = (x, b, y if act == "tanh" else None) if smooth else (None, None, y)
+    torch.library.opcheck(REGISTERED.bias_act_gradient.default, (g, *kept, *constants))
+    if smooth:
+        constant = [None if t is None else t.detach() for t in (g, v, *kept)]
+        torch.library.opcheck(REGISTERED.bias_act_curvature.default, (*constant, *constants))
+
+
+@pytest.mark.parametrize(
+    ("taps", "layout"),
+    [(None, "every other"), ([1, 3, 3, 1], "channels last"), ([1, 2, 3, 4, 4, 3, 2, 1], "cropped")],
+)
+def test_opcheck_of_upfirdn2d(taps, layout):
+    x = laid_out((2, 3, 4, 5), layout, torch.float32)
+    f = None if taps is None else setup_filter(taps)
+    arguments = (x, f, [2, 1], [1, 2], [8, -1, 7, 2], False, 1.5)
+    torch.library.opcheck(REGISTERED.upfirdn2d.default, arguments)
+
+
+def test_both_ways_compute_the_same():
+    """Through torch's dispatcher, which a dispatch mode asks for, and past it."""
+    x, b = laid_out((2, 3, 4, 5), "contiguous"), torch.randn(3, dtype=torch.float64, requires_grad=True)
+    f = setup_filter([1, 3, 3, 1])
+
+    def function(x, b):
+        return upfirdn2d(bias_act(x, b, act="swish"), f, up=2, padding=(2, 1, 2, 1))
+
+    direct = derivatives(function, x, b)
+    with FlopCounterMode(display=False):
+        dispatched = derivatives(function, x, b)
+    for one, other in zip(direct, dispatched, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_torch_compile():
+    f, b = setup_filter([1, 3, 3, 1]), torch.randn(3, requires_grad=True)
+    seen = []
+
+    def note(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    def function(x, b):
+        y = bias_act(x, b, act="lrelu", clamp=0.9)
+        return upfirdn2d(y, f, up=2, padding=(2, 1, 2, 1)).square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=note)
+    for size in (8, 6):
+        x = torch.randn(2, 3, size, size, requires_grad=True)
+        actual = torch.autograd.grad(compiled(x, b), [x, b])
+        torch.testing.assert_close(actual, torch.autograd.grad(function(x, b), [x, b]))
+    assert {target for target in seen if target.startswith("stylegan2.")} == {
+        "stylegan2.bias_act",
+        "stylegan2.upfirdn2d",
+    }
+
+
+def test_exported_graphs_hold_nothing_of_ours():
+    f = setup_filter([1, 3, 3, 1])
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return upfirdn2d(bias_act(x, act="lrelu"), f, up=2, padding=(2, 1, 2, 1))
+
+    x = torch.randn(2, 3, 4, 4)
+    exported = torch.export.export(Model(), (x,))
+    assert "stylegan2" not in " ".join(str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), Model()(x))
+
+
+def test_transforms_of_torch_func_run_as_reference():
+    x, b = torch.randn(2, 3), torch.randn(3)
+    actual = torch.func.vmap(lambda row: bias_act(row, b, dim=0, act="tanh"))(x)
+    torch.testing.assert_close(actual, bias_act(x, b, act="tanh"))
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_keeps_the_type(implementation, dtype):
+    x, b, f = torch.randn(1, 2, 4, 4, dtype=dtype), torch.randn(2), setup_filter([1, 3, 3, 1])
+    with ops.use(implementation), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert bias_act(x, b, act="lrelu").dtype == dtype
+        assert upfirdn2d(x, f, padding=2).dtype == dtype
+
+
+def test_errors_of_the_library_are_explained():
+    library = native.load("cpu")
+    arguments = native.bias_act_arguments(1, 0, 1, 0.2, 1.0, -1.0, 99, 0, 0, 1)
+    code = library.bias_act(native.ctypes.addressof(arguments), None, None, None, None, None, None)
+    with pytest.raises(StyleGAN2Error, match="bias_act of the cpu kernels: unknown element type"):
+        library.raise_error("bias_act", code)
+
+
+def test_infinite_taps_are_refused():
+    with pytest.raises(StyleGAN2Error, match="infinite or NaN taps"):
+        upfirdn2d(torch.ones(1, 1, 4, 4), torch.full([1, 1], torch.inf))
