@@ -1,5 +1,6 @@
 """The `vesselforge` command: use trained models on a person's own images; draw phantoms."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".ppm", ".gif")
 RESULTS = ("mask", "probability", "overlay")  # of image.jpg: image_mask.png, …
+
+
+def _refuse_nan(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Refuse what `click.FloatRange` lets pass: NaN is neither below nor above a bound."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("got nan; expected a number", context, option)
+    return value
 
 
 @click.group()
@@ -35,7 +43,10 @@ def main() -> None:
     help="A model folder: models/base, models/retrained or models/ensemble.",
 )
 @click.option(
-    "--threshold", type=click.FloatRange(0, 1), help="Vessel where probability ≥ this [the model's own]."
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    callback=_refuse_nan,
+    help="Vessel where probability ≥ this [the model's own].",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
@@ -94,6 +105,7 @@ def predict(
     default=1.0,
     show_default=True,
     type=click.FloatRange(0, 10, min_open=True),
+    callback=_refuse_nan,
     help="Factor on the vessels' absorbance: 1 as in DRIVE, 2.5 for a GAN to learn vessels from.",
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New folder.")
@@ -111,13 +123,18 @@ def phantoms(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         click.echo(f"Error: {output} exists; expected a new or empty folder; give another -o", err=True)
         sys.exit(2)
-    for name in ("images", "vessels"):
-        (output / name).mkdir(parents=True, exist_ok=True)
     numbers = range(first, first + count)
-    drawn = draw_phantoms(seed, numbers, size, processes=min(processes, count), progress=True, blood=blood)
-    for number, phantom in zip(numbers, drawn, strict=True):
-        write_png(output / "images" / f"{number:06d}.png", phantom.image)
-        write_png(output / "vessels" / f"{number:06d}.png", phantom.vessels)
+    try:
+        for name in ("images", "vessels"):
+            (output / name).mkdir(parents=True, exist_ok=True)
+        workers = min(processes, count)
+        drawn = draw_phantoms(seed, numbers, size, processes=workers, progress=True, blood=blood)
+        for number, phantom in zip(numbers, drawn, strict=True):
+            write_png(output / "images" / f"{number:06d}.png", phantom.image)
+            write_png(output / "vessels" / f"{number:06d}.png", phantom.vessels)
+    except OSError as error:
+        click.echo(f"Error: {_unwritable(error, output)}", err=True)
+        sys.exit(2)
     click.echo(f"{count} phantom{'s' if count > 1 else ''} of {size}×{size} pixels in {output}")
 
 
@@ -158,12 +175,16 @@ def _predict(
             write_probability(_result(output, file, "probability"), probability)
             write_png(_result(output, file, "overlay"), prediction_overlay(image, mask))
     except OSError as error:
-        raise UserError(
-            f"{error.filename or output}: cannot be written ({error.strerror}); expected a folder with room "
-            "that you may write to; give another one with -o"
-        ) from error
+        raise UserError(_unwritable(error, output)) from error
     click.echo(
         f"{len(files)} image{'s' if len(files) > 1 else ''} segmented into {output} (threshold {cut:g})"
+    )
+
+
+def _unwritable(error: OSError, output: Path) -> str:
+    return (
+        f"{error.filename or output}: cannot be written ({error.strerror}); expected a folder with room that "
+        "you may write to; give another one with -o"
     )
 
 

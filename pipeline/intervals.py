@@ -4,10 +4,12 @@
 
 `average` says how images are put together: `pooled` counts all pixels as one picture, `mean` is the mean of
 the images' own figures. A figure that no test image has (recall of thick vessels where there are none) is
-left out. Equal seeds give every model the same draws.
+left out; where only some images have it, the draws are of these (a draw of the others has no such recall).
+Equal seeds give every model the same draws.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +72,9 @@ def interval_table(evaluation: Evaluation, model: str, samples: int, seed: int) 
     rows = []
     for region in evaluation.pooled:
         scores = [score for score in evaluation.images if score.region == region]
-        weights = draw_weights(draw_images(len(scores), samples, seed))
-        for average, figure, statistic in _statistics(scores):
-            found = interval(statistic, weights)
+        weights = cache(lambda images: draw_weights(draw_images(images, samples, seed)))
+        for average, figure, images, statistic in _statistics(scores):
+            found = interval(statistic, weights(images))
             rows.append((model, region, average, figure, found.value, found.low, found.high))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -153,25 +155,27 @@ def figure_cells(
     ]
 
 
-def _statistics(scores: Sequence[ImageScore]) -> list[tuple[str, str, Statistic]]:
-    """Give (average, figure, how to compute it from weights of images)."""
+def _statistics(scores: Sequence[ImageScore]) -> list[tuple[str, str, int, Statistic]]:
+    """Give (average, figure, number of images that have it, how to compute it from their weights)."""
+    count = len(scores)
     confusion = np.stack([score.confusion.as_array() for score in scores])
     skeletons = np.stack([score.topology.as_array() for score in scores])
     levels = [score.levels for score in scores]
     bins = np.stack([score.calibration for score in scores])
-    statistics = [("pooled", name, of_pooled(rate, confusion)) for name, rate in RATES.items()]
+    statistics = [("pooled", name, count, of_pooled(rate, confusion)) for name, rate in RATES.items()]
     statistics += [
-        ("pooled", "auc", pooled_auc(levels)),
-        ("pooled", "average_precision", pooled_average_precision(levels)),
-        ("pooled", "ece", of_pooled(expected_calibration_error, bins)),
+        ("pooled", "auc", count, pooled_auc(levels)),
+        ("pooled", "average_precision", count, pooled_average_precision(levels)),
+        ("pooled", "ece", count, of_pooled(expected_calibration_error, bins)),
     ]
     for name, recall, place in (
         ("thin_recall", topology.thin_recall, topology.COLUMNS.index("thin_centreline")),
         ("thick_recall", topology.thick_recall, topology.COLUMNS.index("thick_centreline")),
     ):
-        if skeletons[:, place].any():
-            statistics.append(("pooled", name, of_pooled(recall, skeletons)))
+        having = skeletons[skeletons[:, place] > 0]  # the others would add draws without a recall
+        if len(having):
+            statistics.append(("pooled", name, len(having), of_pooled(recall, having)))
     figures = pd.DataFrame([score.figures() for score in scores])
     for name in (*_MEAN_PIXEL_FIGURES, *_MEAN_SHAPE_FIGURES):
-        statistics.append(("mean", name, of_mean(figures[name].to_numpy())))
+        statistics.append(("mean", name, count, of_mean(figures[name].to_numpy())))
     return statistics

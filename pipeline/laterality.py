@@ -47,7 +47,8 @@ def disc_contrast(image: NDArray[np.uint8]) -> float:
     inside = cv2.erode(fov, np.ones((rim, rim), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
     top, bottom = (round(part * height) for part in _BAND)
     excess = np.where(inside, excess, -np.inf)[top:bottom]
-    left, right = float(excess[:, : width // 2].max()), float(excess[:, (width + 1) // 2 :].max())
+    halves = excess[:, : width // 2], excess[:, (width + 1) // 2 :]  # empty ones in images of 1 or 2 pixels
+    left, right = (float(half.max(initial=-np.inf)) for half in halves)
     if left == right:  # no retina in either: −∞ twice
         return 0.0
     return float(np.clip(right - left, -255, 255))

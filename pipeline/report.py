@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation import FIELD_OF_VIEW, read_levels
 from pipeline.images import read_rgb
 from pipeline.intervals import figure_cells
-from pipeline.metrics.bootstrap import draw_images, f1_interval
+from pipeline.metrics.bootstrap import draw_images
 from pipeline.metrics.pixel import threshold_level
 from pipeline.overlay import LEGEND, comparison_overlay
 from pipeline.plots import (
@@ -35,7 +35,7 @@ from pipeline.plots import (
     series_figures,
 )
 from pipeline.prepared import Sample
-from pipeline.verdict import SIGNIFICANCE, Comparison, compare, f1_counts, model_rows, unequal_training
+from pipeline.verdict import SIGNIFICANCE, Comparison, compare, model_rows, unequal_training
 
 Summary = Mapping[str, Mapping[str, float]]
 """`pooled` and `mean`, each metric → value, as `pipeline.evaluation.write_metrics` wrote it."""
@@ -133,7 +133,7 @@ class ReportInputs:
         versions: package → version.
         git_commit: None outside a repository.
         commands: how to make this page again, one line each.
-        bootstrap_samples: number of bootstrap draws.
+        bootstrap_samples: number of bootstrap draws of the comparisons; `intervals` holds all other bounds.
         seed: of the bootstrap and the permutation test.
     """
 
@@ -212,7 +212,7 @@ def render(inputs: ReportInputs) -> str:
         unequal_training=unequal_training(reference, histories) if reference in histories else None,
         kept=[_kept_epoch(name, history) for name, history in histories.items()],
         columns=COLUMNS,
-        tables=_tables(inputs, draws),
+        tables=_tables(inputs),
         shape_rows=_shape_rows(inputs),
         figures=_figures(inputs, histories),
         legend=LEGEND,
@@ -240,21 +240,18 @@ def _headline(comparisons: Sequence[Comparison]) -> Comparison:
     return comparisons[0]
 
 
-def _tables(inputs: ReportInputs, draws: NDArray[np.int64]) -> list[Table]:
+def _tables(inputs: ReportInputs) -> list[Table]:
     images = len(inputs.test_samples)
-    intervals = {}
-    for model in inputs.models:
-        rows = model_rows(inputs.per_image, model.name, FIELD_OF_VIEW)
-        intervals[model.name] = f1_interval(f1_counts(rows), draws)
+    names = [model.name for model in inputs.models]
+    intervals = figure_cells(inputs.intervals, names, FIELD_OF_VIEW, "pooled", "f1", 3)
 
     def table(title: str, note: str, region: str, mean: str, with_interval: bool = False) -> Table:
         lines = []
-        for model in inputs.models:
+        for model, (_, bounds) in zip(inputs.models, intervals, strict=True):
             figures = (model.fov if region == FIELD_OF_VIEW else model.full_frame)[mean]
             cells = [f"{figures[name]:.4f}" for name in COLUMNS]
             if with_interval:
-                interval = intervals[model.name]
-                cells[0] += f" [{interval.low:.3f}, {interval.high:.3f}]"
+                cells[0] += f" {bounds}"
             lines.append((model.name, f"{model.threshold:.3f}", cells))
         return Table(title, note, lines)
 

@@ -25,11 +25,12 @@ import click
 import filelock
 from pydantic import BaseModel
 
+from pipeline.allocation import keep_freed_memory
 from pipeline.errors import Problems, TestSetError, UserError
 from stages.fingerprint import digest_paths, fingerprint
 from stages.graph import DVC_FILE, PARAMS_FILE, StageNode, producer_of, read_graph
 from stages.params_file import check_sections, read_yaml
-from stages.runtime import Runtime, keep_freed_memory
+from stages.runtime import Runtime
 
 TEST_SPLIT = "data/prepared/test"
 # Where test images, or what follows from them, can be seen: closed to a stage that does not declare it.

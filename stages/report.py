@@ -24,7 +24,7 @@ PAGE = "index.html"
 
 
 class Params(Strict):
-    """Section `report`: synthetic images shown, and draws behind every interval."""
+    """Section `report`: synthetic images shown, and bootstrap draws behind the comparison of models."""
 
     sample_count: Annotated[int, Field(ge=1, le=64)] = 16
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000

@@ -4,9 +4,7 @@ On the CPU results are the same bits for one number of threads; another number, 
 the last digits of every sum, and training carries them on.
 """
 
-import ctypes
 import os
-import platform
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -17,9 +15,6 @@ if TYPE_CHECKING:
     import torch
 
 Count = Annotated[int, Field(ge=1)]
-
-# glibc's <malloc.h>
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 class Runtime(Strict):
@@ -59,16 +54,3 @@ class Runtime(Strict):
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_freed_memory() -> bool:
-    """Keep freed memory in the process instead of handing it back: page faults cost training 10–30%.
-
-    Returns:
-        Whether the C library is glibc and took the settings.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 64 << 20))
-    return all(mallopt(option, value) == 1 for option, value in settings)

@@ -46,12 +46,13 @@ class AdaController:
         self.target = target
         self.ada_kimg = ada_kimg
         self.interval = interval
-        self._sign_sum = 0.0
+        self._sign_sum: float | Tensor = 0.0  # stays on CUDA: reading it waits for all that the GPU has to do
         self._sign_count = 0
 
     def report(self, real_logits: Tensor) -> None:
         """Take note of logits of real images, of any shape."""
-        self._sign_sum += float(torch.sign(real_logits.detach()).sum())
+        total = torch.sign(real_logits.detach()).sum()
+        self._sign_sum = self._sign_sum + (total.double() if total.is_cuda else float(total))
         self._sign_count += real_logits.numel()
 
     def after_iteration(self, iterations_done: int, batch: int) -> float:
@@ -65,7 +66,7 @@ class AdaController:
             p, changed or not.
         """
         if iterations_done % self.interval == 0 and self._sign_count > 0:
-            r_t = self._sign_sum / self._sign_count
+            r_t = float(self._sign_sum) / self._sign_count
             images = batch * self.interval
             self.p = adjusted_p(self.p, r_t, target=self.target, images=images, ada_kimg=self.ada_kimg)
             self._sign_sum, self._sign_count = 0.0, 0
@@ -73,7 +74,7 @@ class AdaController:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed training needs, ready for JSON."""
-        return {"p": self.p, "sign_sum": self._sign_sum, "sign_count": self._sign_count}
+        return {"p": self.p, "sign_sum": float(self._sign_sum), "sign_count": self._sign_count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""

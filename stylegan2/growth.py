@@ -5,6 +5,7 @@ faded: the new blocks get weights with which they pass on what the smaller netwo
 goes on from where it stood, and they learn from there.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from stylegan2.networks.discriminator import Discriminator, DiscriminatorBlock
 from stylegan2.networks.layers import ResampledConv2d
 
 _SLOPE = 0.2  # of lrelu
+
+log = logging.getLogger(__name__)
 
 
 def grown_weights(
@@ -29,7 +32,8 @@ def grown_weights(
       smaller network's, enlarged. The others draw with their last image layer alone, and start it afresh.
     - Discriminator of the architecture `resnet` with leaky ReLU and at least twice as many feature maps as
       the image has channels: D(x) = D_smaller(x at half the size), see `_pass_image_on`. Otherwise the
-      blocks beyond the smaller network start afresh, and with them the reading of the image.
+      blocks beyond the smaller network start afresh, and with them the reading of the image; a warning is
+      logged.
 
     Args:
         tensors: state of the smaller network.
@@ -68,6 +72,13 @@ def _read_smaller_image(
         block = network.get_submodule(f"b{resolution}")
         assert isinstance(block, DiscriminatorBlock)
         if not _can_pass_on(block, channels):
+            log.warning(
+                "growing from %d to %d pixels: the discriminator's new blocks cannot pass the image on (they "
+                "can with resnet, lrelu and at least %d feature maps) and start afresh",
+                smaller,
+                network.img_resolution,
+                2 * channels,
+            )
             return
         blocks[resolution] = block
     weight, bias = (tensors[f"b{smaller}.fromrgb.{part}"] for part in ("weight", "bias"))

@@ -30,18 +30,20 @@ class TickAverages:
     """Averages of the values reported since the last tick."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+        # On CUDA they stay there: reading one waits for all that the GPU has to do.
+        self._sums: dict[str, float | Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def report(self, name: str, values: Tensor) -> None:
         """Take note of values of any shape."""
         values = values.detach()
-        self._sums[name] = self._sums.get(name, 0.0) + float(values.sum(dtype=torch.float32))
+        total = values.sum(dtype=torch.float32)
+        self._sums[name] = self._sums.get(name, 0.0) + (total.double() if total.is_cuda else float(total))
         self._counts[name] = self._counts.get(name, 0) + values.numel()
 
     def mean(self, name: str) -> float | None:
         """Give the mean since the last tick; None when nothing was reported."""
-        return self._sums[name] / self._counts[name] if self._counts.get(name) else None
+        return float(self._sums[name]) / self._counts[name] if self._counts.get(name) else None
 
     def clear(self) -> None:
         """Begin a new tick."""
@@ -50,7 +52,8 @@ class TickAverages:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed training needs, ready for JSON."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        sums = {name: float(total) for name, total in self._sums.items()}
+        return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""

@@ -105,16 +105,6 @@ def interval(statistic: Statistic, weights: Weights) -> Interval:
     return _interval(value, statistic(weights), statistic(1 - np.eye(images)))
 
 
-def f1_interval(counts: NDArray[np.int64], draws: NDArray[np.int64]) -> Interval:
-    """Interval of the pooled F1 of one model.
-
-    Args:
-        counts: int64 [images, 3], see `pooled_f1`.
-        draws: int64 [samples, images], see `draw_images`.
-    """
-    return interval(of_pooled(_f1, counts), draw_weights(draws))
-
-
 def f1_difference(
     counts: NDArray[np.int64], reference: NDArray[np.int64], draws: NDArray[np.int64]
 ) -> Interval:
@@ -187,7 +177,11 @@ def _interval(value: float, drawn: NDArray[np.float64], without_each: NDArray[np
 
 
 def _corrected_share(z: float, bias: float, acceleration: float) -> float:
-    return _NORMAL.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+    shifted = bias + z
+    stretch = 1 - acceleration * shifted
+    if stretch <= 0:  # a strong bias on a skewed figure: beyond the pole the bounds would change places
+        return float(shifted > 0)
+    return _NORMAL.cdf(bias + shifted / stretch)
 
 
 def _f1(total: NDArray[np.number]) -> NDArray[np.float64]:

@@ -1,8 +1,8 @@
 """Whether a probability of 0.7 is right in seven cases of ten: the expected calibration error.
 
 What is judged is the probability of *vessel*: in each bin the mean probability should be the share of vessel
-pixels. Guo et al. judge the confidence of the predicted class, max(p, 1 − p). Their figure is never larger:
-it puts p and 1 − p into one bin, where too much vessel on the one side and too little on the other cancel.
+pixels. Guo et al. judge the confidence of the predicted class, max(p, 1 − p), which puts p and 1 − p into
+one bin, where too much vessel on the one side and too little on the other cancel.
 """
 
 import numpy as np

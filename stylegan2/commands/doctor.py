@@ -48,13 +48,19 @@ def doctor(rebuild: bool) -> None:
     click.echo("\nSelection")
     by = f"${selection.VARIABLE}" if os.environ.get(selection.VARIABLE) else "the default"
     _line("asked for", f"{selection.selected()} ({by})")
+    by = "the default"
+    if os.environ.get(selection.CONVOLUTION_VARIABLE):
+        by = f"${selection.CONVOLUTION_VARIABLE}"
+    _line("convolution", f"{selection.selected_convolution()} ({by})")
     devices = ["cpu", *(["cuda"] if toolchain.cuda_problem() is None else [])]
     for device in devices:
         try:
             _line(f"{device} tensors", _text(selection.describe_implementation(device)))
         except StyleGAN2Error as error:
             _line(f"{device} tensors", _text(error))
-            if selection.selected() == device or devices == ["cpu"]:
+            if str(error).startswith("convolution"):
+                problems.append(f"{selection.selected_convolution()} is asked for, and cannot run")
+            elif selection.selected() == device or devices == ["cpu"]:
                 problems.append(f"{selection.selected()} is asked for, and cannot run")
 
     problems += _self_test(usable)
@@ -113,7 +119,7 @@ def _self_test(usable: list[str]) -> list[str]:
     from stylegan2.ops import selftest
 
     click.echo("\nSelf-test: largest difference from the reference in float64")
-    click.echo(f"  {'':15}{'type':<10}{'value':>9}{'gradient':>10}{'second':>9}  {'limit':>7}  speed")
+    click.echo(f"  {'':16}{'type':<10}{'value':>9}{'gradient':>10}{'second':>9}  {'limit':>7}  speed")
     problems = []
     for kind in usable:
         try:
@@ -125,7 +131,7 @@ def _self_test(usable: list[str]) -> list[str]:
                 verdict = speed if result.passed else f"{speed}  FAILED"
                 name = f"{kind} {result.operation}"
                 numbers = f"{value:>9.1e}{first:>10.1e}{second:>9.1e}  {result.tolerance:>7.0e}"
-                click.echo(f"  {name:<15}{dtype:<10}{numbers}  {verdict}".rstrip())
+                click.echo(f"  {name:<16}{dtype:<10}{numbers}  {verdict}".rstrip())
                 if not result.passed:
                     problems.append(f"{name} in {dtype} differs from the reference")
         except StyleGAN2Error as error:

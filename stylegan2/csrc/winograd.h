@@ -19,6 +19,10 @@
 #endif
 
 #if defined(SG2_WINOGRAD)
+#pragma GCC diagnostic push
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // nothing here is called from elsewhere: the ABI of vectors does not matter
+#endif
 namespace sg2 {
 namespace winograd {
 
@@ -160,8 +164,8 @@ inline void join(const Vector* d, float* row) {
     }
 }
 
-// Sums of 16 vectors; a[i] comes out in lane lane_of(i).
-inline Vector sums(Vector* a) {
+// Adds the sums of 16 vectors to 16 numbers; that of a[i] to number lane_of(i). Changes a.
+inline void add_sums(Vector* a, float* to) {
     for (int i = 0; i < 8; ++i) {
         a[i] = SG2_MIX(a[i], a[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
                SG2_MIX(a[i], a[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
@@ -174,8 +178,8 @@ inline Vector sums(Vector* a) {
         a[i] = SG2_MIX(a[i], a[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
                SG2_MIX(a[i], a[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     }
-    return SG2_MIX(a[0], a[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           SG2_MIX(a[0], a[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    store(to, load<Vector>(to) + (SG2_MIX(a[0], a[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+                                  SG2_MIX(a[0], a[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31)));
 }
 
 inline int lane_of(int i) { return (i & 8 ? 8 : 0) + (i & 4 ? 4 : 0) + (i & 2 ? 2 : 0) + (i & 1); }
@@ -431,7 +435,7 @@ inline void add_products(const Shape& s, const Workspace& space, int point) {
                     }
                 }
             }
-            store(to, load<Vector>(to) + sums(sum));
+            add_sums(sum, to);
         }
     }
 }
@@ -455,4 +459,5 @@ inline void finish_kernels(const Shape& s, const Workspace& space, int64_t four,
 
 }  // namespace winograd
 }  // namespace sg2
+#pragma GCC diagnostic pop
 #endif

@@ -15,9 +15,9 @@ quarter of the products, 1.9 to 2.7 times faster than PyTorch at 32 to 128 chann
 largest result where PyTorch is off by 4·10⁻⁷. An infinity or NaN spreads over tiles of 4×4 pixels instead of
 3×3 around it. `stylegan2.ops.selection` says when they run.
 
-Nothing is registered with `torch.library`: whatever looks at single operations (torch.compile, export, traces,
-torch.func, forward-mode differentiation, autocast, dispatch modes, subclasses of tensors) meets PyTorch's own
-convolution, which it knows how to treat.
+Nothing is registered with `torch.library`: whatever looks at single operations (torch.compile, export,
+traces, torch.func, forward-mode differentiation, autocast, dispatch modes, subclasses of tensors) meets
+PyTorch's own convolution, which it knows how to treat.
 """
 
 import ctypes
@@ -52,7 +52,7 @@ class _Geometry:
         groups: Number of independent groups of channels.
         large: (height, width) of X.
         kernel: (height, width) of the kernel.
-        winograd: Whether Winograd's algorithm may compute it; also the derivatives, whatever is selected then.
+        winograd: Whether Winograd's algorithm may compute it and its derivatives, whatever is selected then.
     """
 
     stride: int
@@ -139,7 +139,7 @@ def _is_watched(*tensors: Tensor) -> bool:
         or selection.differentiates_forward()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(type(tensor) is not Tensor and type(tensor) is not nn.Parameter for tensor in tensors)
-        or torch.is_autocast_enabled(tensors[0].device.type)
+        or torch._C._is_any_autocast_enabled()
     )
 
 
@@ -305,6 +305,8 @@ def _takes_winograd(
 def _holds_floats(x: Tensor) -> bool:
     """Whether the kernels read its memory as it is: float32 on the CPU, planes of pixels."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.layout != torch.strided or x.is_neg():
+        return False
+    if not torch._C._has_storage(x):  # as in gradients in batches
         return False
     # Whoever asks for channels last gets them from PyTorch.
     return x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)

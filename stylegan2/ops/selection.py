@@ -5,13 +5,14 @@ of the device that a tensor lies on, where they can be built, and the reference 
 exactly that: `cpu` and `cuda` raise an error where they cannot run, also for a tensor on the other device.
 
 Convolutions: `direct` are those of PyTorch. `winograd` are compiled for the CPU, part of that implementation:
-faster, with rounding errors some times as large (`stylegan2.ops.convolution`). `auto` takes them where the CPU
-kernels are built for AVX-512. The name asks for them with any processor, and raises an error where compiled
-kernels do not run, or hold none; layers that they do not fit stay direct.
+faster, with rounding errors some times as large (`stylegan2.ops.convolution`). `auto` takes them where the
+CPU kernels are built for AVX-512. The name asks for them with any processor, and raises an error where the
+compiled kernels do not run, or hold none; layers that they do not fit stay direct.
 
 Some things run as reference whatever is asked for: `torch.export` (and so ONNX) and `torch.jit.trace`, whose
-graphs should hold nothing but PyTorch's own operations; the transforms of `torch.func` and forward-mode
-differentiation; types other than those of `native.TYPES`; and leaky ReLU of a negative slope, which cannot be differentiated from its output.
+graphs should hold nothing but PyTorch's own operations; the transforms of `torch.func`, and forward-mode
+differentiation; types other than those of `native.TYPES`; and leaky ReLU of a negative slope, which cannot be
+differentiated from its output.
 """
 
 import logging
@@ -315,7 +316,7 @@ def _tell(device_type: str) -> None:
 
 
 def describe_implementation(device: torch.device | str) -> str:
-    """Say in one line which implementation of the operations runs on a device, with which convolutions, and why.
+    """Say in one line which operations and convolutions run on a device, and why.
 
     Whoever asks is expected to show it: the log gets no line of its own for that kind of device any more.
     Builds the kernels if need be.

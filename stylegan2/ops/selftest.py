@@ -1,4 +1,7 @@
-"""Compares the compiled operations with the reference: values, first and second gradients, and time."""
+"""Compares the compiled operations with the reference: values, first and second gradients, and time.
+
+Winograd's convolution is compared with PyTorch's.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,13 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stylegan2.ops import selection
+from stylegan2.ops import native, selection
 from stylegan2.ops.bias_act import ACTIVATIONS, bias_act
+from stylegan2.ops.convolution import correlate
 from stylegan2.ops.upfirdn2d import setup_filter, upfirdn2d
 
 # Largest difference in units of the largest reference value. Types of 16 bits: some of their last places.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+_CONVOLUTION_TOLERANCE = 2e-5  # of second gradients; Winograd's values are off by 2e-6
 _SHAPE = (2, 5, 12, 9)
+_CONVOLVED_SHAPE = (2, 32, 38, 33)  # no multiples of the tiles, and enough of them
 _TIMED_SHAPE = (4, 64, 64, 64)
 _REPETITIONS = 5
 
@@ -26,7 +32,7 @@ class Comparison:
 
     Attributes:
         implementation: that was compared with the reference.
-        operation: bias_act or upfirdn2d.
+        operation: bias_act, upfirdn2d or convolution.
         dtype: of the tensors.
         errors: of value, first and second gradients: largest |a − b| / max|b| of all cases.
         tolerance: that the errors may reach.
@@ -120,15 +126,45 @@ def compare(implementation: str) -> Iterator[Comparison]:
                     typed = x.to(dtype).contiguous(memory_format=layout), b.to(dtype)
                     with selection.use(implementation):
                         actual = _derivatives(function, *typed)
-                    with selection.use("reference"):
+                    with selection.use_reference():
                         expected = _derivatives(function, typed[0].double(), typed[1].double())
                     pairs = zip(errors, actual, expected, strict=True)
                     errors = [max(error, _error(a, e)) for error, a, e in pairs]
             yield Comparison(implementation, operation, dtype, (errors[0], errors[1], errors[2]), tolerance)
 
+    if has_winograd(implementation):
+        yield _compare_convolution()
+
+
+def has_winograd(implementation: str) -> bool:
+    """Whether convolutions are compiled there."""
+    return implementation == "cpu" and native.load("cpu").has_winograd
+
+
+def _compare_convolution() -> Comparison:
+    generator = torch.Generator().manual_seed(0)
+    channels = _CONVOLVED_SHAPE[1]
+    x, w = (
+        torch.randn(shape, generator=generator, device="cpu")
+        for shape in (_CONVOLVED_SHAPE, (channels, channels, 3, 3))
+    )
+    with selection.use("cpu"), selection.use_convolution("winograd"):
+        actual = _derivatives(_convolve, x, w)
+    with selection.use_reference():
+        expected = _derivatives(_convolve, x.double(), w.double())
+    value, first, second = (_error(a, e) for a, e in zip(actual, expected, strict=True))
+    return Comparison("cpu", "convolution", x.dtype, (value, first, second), _CONVOLUTION_TOLERANCE)
+
+
+def _convolve(x: Tensor, w: Tensor) -> Tensor:
+    return correlate(x, w, stride=1, padding=(1, 1), groups=1)
+
 
 def speed_ratios(implementation: str) -> dict[str, float]:
-    """How many times faster than the reference the operations are, forward and backward, in float32."""
+    """How many times faster than the reference the operations are, forward and backward, in float32.
+
+    Winograd's convolution: than the direct one.
+    """
     x = torch.randn(_TIMED_SHAPE, device=implementation).requires_grad_()
     b = torch.zeros(_TIMED_SHAPE[1], device=implementation).requires_grad_()
     f = setup_filter([1, 3, 3, 1]).to(implementation)
@@ -136,13 +172,21 @@ def speed_ratios(implementation: str) -> dict[str, float]:
         "bias_act": lambda x, b: bias_act(x, b, act="lrelu"),
         "upfirdn2d": lambda x, b: upfirdn2d(x, f, padding=(2, 1, 2, 1)),
     }
-    ratios = {}
+    ratios: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for name, function in functions.items():
-        seconds = {}
         for candidate in ("reference", implementation):
-            with selection.use(candidate):
+            with selection.use_convolution("direct"), selection.use(candidate):
                 seconds[candidate] = _seconds(function, x, b)
         ratios[name] = seconds["reference"] / seconds[implementation]
+    if has_winograd(implementation):
+        channels = _TIMED_SHAPE[1]
+        w = torch.randn([channels, channels, 3, 3]).requires_grad_()
+        with selection.use(implementation):
+            for candidate in ("direct", "winograd"):
+                with selection.use_convolution(candidate):
+                    seconds[candidate] = _seconds(_convolve, x, w)
+        ratios["convolution"] = seconds["direct"] / seconds["winograd"]
     return ratios
 
 

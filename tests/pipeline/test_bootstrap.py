@@ -4,10 +4,11 @@ from scipy.stats import bootstrap
 
 from pipeline.metrics import rates
 from pipeline.metrics.bootstrap import (
+    _corrected_share,
     difference_of,
     draw_images,
     draw_weights,
-    f1_interval,
+    f1_difference,
     interval,
     of_mean,
     of_pooled,
@@ -90,9 +91,17 @@ def test_a_skewed_figure_has_a_skewed_interval():
     assert got.high - got.value > 1.2 * (got.value - got.low)
 
 
-def test_the_same_draws_give_the_same_as_f1_interval():
+def test_a_bias_beyond_the_pole_leaves_the_bounds_in_order():
+    """Of z₀ ± 1.96 times a > 1 the formula alone would make the lower bound the highest percentile."""
+    for bias, acceleration, bound in ((-4.5, -1 / 6, 0.0), (4.5, 1 / 6, 1.0)):
+        low, high = (_corrected_share(z, bias, acceleration) for z in (-1.96, 1.96))
+        assert low <= high
+        assert bound in (low, high)
+
+
+def test_the_same_draws_give_the_same_as_f1_difference():
     counts, draws = confusion(4), draw_images(14, 500, 2)
-    named = f1_interval(counts[:, [0, 1, 3]], draws)
+    named = f1_difference(counts[:, [0, 1, 3]], np.zeros((14, 3), np.int64), draws)
     assert interval(of_pooled(rates.f1, counts), draw_weights(draws)) == named
 
 

@@ -12,6 +12,7 @@ from pipeline.inference import Predictor
 from pipeline.model_folder import ModelConfig, save_model
 from pipeline.models.registry import Architecture, build_model
 from pipeline.phantom import draw_phantom
+from pipeline.tiling import DEFAULT_TILE
 
 
 def write_image(path: Path) -> Path:
@@ -214,11 +215,25 @@ def test_large_images_are_predicted_in_tiles_and_it_says_so(tmp_path: Path) -> N
     assert not (tmp_path / "d").exists()
 
 
+def test_the_help_names_the_tile_that_is_taken() -> None:
+    assert f"[{DEFAULT_TILE}]" in CliRunner().invoke(main, ["predict", "--help"]).output
+
+
 @pytest.mark.parametrize("value", ["-0.1", "1.5"])
 def test_a_threshold_outside_zero_to_one_is_refused(tmp_path: Path, value: str) -> None:
     result = CliRunner().invoke(main, ["predict", "x.png", "-o", str(tmp_path), "--threshold", value])
     assert result.exit_code == 2
     assert "0<=x<=1" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["predict", "x.png", "--threshold", "nan"], ["phantoms", "--count", "1", "--blood", "nan"]]
+)
+def test_nan_is_no_number_between_bounds(tmp_path: Path, arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[-2]}': got nan; expected a number" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_phantoms_are_those_of_the_collection(tmp_path: Path) -> None:
@@ -232,6 +247,15 @@ def test_phantoms_are_those_of_the_collection(tmp_path: Path) -> None:
     assert np.array_equal(read_rgb(tmp_path / "drawn" / "images" / "000004.png"), expected.image)
     vessels = np.asarray(Image.open(tmp_path / "drawn" / "vessels" / "000004.png"))
     assert np.array_equal(vessels, np.where(expected.vessels, 255, 0))
+
+
+def test_phantoms_that_cannot_be_written_are_an_error_not_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("keep")
+    arguments = ["--count", "1", "--size", "32", "--processes", "1", "-o", str(tmp_path / "file" / "drawn")]
+    result = CliRunner().invoke(main, ["phantoms", *arguments], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output and "give another one with -o" in result.output
+    assert (tmp_path / "file").read_text() == "keep"
 
 
 def test_phantoms_replace_nothing(tmp_path: Path) -> None:

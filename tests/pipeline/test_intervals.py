@@ -22,7 +22,7 @@ from pipeline.intervals import (
     read_intervals,
     write_intervals,
 )
-from pipeline.metrics.bootstrap import draw_images, f1_interval
+from pipeline.metrics.bootstrap import draw_images, f1_difference
 from pipeline.prepared import Entry, Frame, write_prepared
 from pipeline.verdict import f1_counts, model_rows
 
@@ -54,8 +54,8 @@ def frame(number, thick=True):
     return Frame(f"{number:02d}", image, vessels, fov)
 
 
-def evaluation_of(folder, thick=True):
-    entries = [Entry(frame(number, thick), "test", f"{number}.tif") for number in range(IMAGES)]
+def evaluation_of(folder, thick=range(IMAGES)):
+    entries = [Entry(frame(number, number in thick), "test", f"{number}.tif") for number in range(IMAGES)]
     samples = write_prepared(folder / "test", entries)
     write_predictions(Guess(), samples, folder / "p")
     return evaluate_predictions(folder / "p", samples, 0.5)
@@ -103,7 +103,8 @@ def test_every_figure_has_an_interval_around_it(table):
 
 def test_the_interval_of_f1_is_that_of_the_verdict(evaluation, table):
     rows = model_rows(evaluation.per_image("base"), "base", FIELD_OF_VIEW)
-    expected = f1_interval(f1_counts(rows), draw_images(IMAGES, 300, 5))
+    counts = f1_counts(rows)
+    expected = f1_difference(counts, np.zeros_like(counts), draw_images(IMAGES, 300, 5))
     got = [value(table, FIELD_OF_VIEW, "pooled", "f1", name) for name in ("value", "low", "high")]
     assert got == [expected.value, expected.low, expected.high]
 
@@ -133,11 +134,27 @@ def test_files_of_metrics_hold_the_headlines(table, tmp_path):
 
 
 def test_what_no_image_has_is_left_out(tmp_path):
-    table = interval_table(evaluation_of(tmp_path, thick=False), "base", 100, 0)
+    table = interval_table(evaluation_of(tmp_path, thick=()), "base", 100, 0)
     assert "thick_recall" not in set(table["figure"])
     assert "thick_recall" not in headlines(table, FIELD_OF_VIEW)["topology"]["pooled"]
     assert "thin_recall" in headlines(table, FIELD_OF_VIEW)["topology"]["pooled"]
     assert figure_cells(table, ["base"], FIELD_OF_VIEW, "pooled", "thick_recall", 3) == [("–", "")]
+
+
+def test_draws_without_any_thick_vessel_do_not_count(tmp_path):
+    evaluation = evaluation_of(tmp_path, thick=(2, 5))
+    table = interval_table(evaluation, "base", 200, 0)
+    rows = model_rows(evaluation.per_image("base"), "base", FIELD_OF_VIEW)
+    recalls = sorted(rows["thick_recall"].dropna())
+    assert len(recalls) == 2
+    bounds = [
+        value(table, FIELD_OF_VIEW, "pooled", "thick_recall", name) for name in ("low", "value", "high")
+    ]
+    assert bounds == sorted(bounds)
+    assert 0 < recalls[0] <= bounds[0] and bounds[2] <= recalls[1]  # not 0, as in a tenth of all draws
+    alone = interval_table(evaluation_of(tmp_path / "one", thick=(2,)), "base", 200, 0)
+    ends = [value(alone, FIELD_OF_VIEW, "pooled", "thick_recall", name) for name in ("low", "high")]
+    assert ends == [value(alone, FIELD_OF_VIEW, "pooled", "thick_recall")] * 2
 
 
 def test_a_model_that_finds_nothing_has_figures(tmp_path):

@@ -48,7 +48,7 @@ def test_turning(eyes: list[np.ndarray]) -> None:
         assert np.array_equal(turn_disc(left, "left"), left)  # nothing to do the second time
 
 
-@pytest.mark.parametrize("size", [(64, 64), (48, 64), (200, 180)])
+@pytest.mark.parametrize("size", [(64, 64), (48, 64), (200, 180), (1, 1), (2, 8), (8, 1)])
 def test_without_retina_there_is_no_side(size: tuple[int, int]) -> None:
     image = np.zeros((*size, 3), np.uint8)
     assert disc_contrast(image) == 0

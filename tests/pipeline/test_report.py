@@ -198,6 +198,16 @@ def test_everything_asked_for_is_there(inputs, page):
     assert ", p = 0.031)" in page  # 2 of 2⁶ ways to swap
 
 
+def test_the_interval_of_f1_is_that_of_intervals_csv(inputs, page):
+    table = inputs.intervals.copy()
+    row = (table["region"] == FIELD_OF_VIEW) & (table["average"] == "pooled") & (table["figure"] == "f1")
+    row &= table["model"] == "base"
+    (low, high), value = table.loc[row, ["low", "high"]].to_numpy()[0], inputs.models[0].fov["pooled"]["f1"]
+    assert f"<td>{value:.4f} [{low:.3f}, {high:.3f}]</td>" in page
+    table.loc[row, ["low", "high"]] = (0.111, 0.999)
+    assert f"<td>{value:.4f} [0.111, 0.999]</td>" in render(replace(inputs, intervals=table))
+
+
 def test_topology_and_calibration_stand_there_with_their_intervals(inputs, page):
     assert "<h3>Topology and calibration</h3>" in page
     table = inputs.intervals[inputs.intervals["region"] == FIELD_OF_VIEW]

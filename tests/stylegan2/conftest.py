@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from stylegan2 import ops
 from stylegan2.errors import StyleGAN2Error
-from stylegan2.ops import toolchain
+from stylegan2.ops import convolution, native, toolchain
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +27,8 @@ ALL_IMPLEMENTATIONS = {
     "test_ops_upfirdn2d",
 }
 CPU_IMPLEMENTATIONS = {"test_augment_reference", "test_loss_reference"}
+# These once more, with every 3×3 convolution by Winograd's algorithm.
+CONVOLVING = {"test_loss_reference", "test_networks_reference", "test_ops_convolution"}
 
 
 class StyleGAN2Reference:
@@ -93,7 +95,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     module = metafunc.module.__name__.rpartition(".")[2]
     if module in ALL_IMPLEMENTATIONS | CPU_IMPLEMENTATIONS:
         cuda = module in ALL_IMPLEMENTATIONS and torch.cuda.is_available()
-        names = ["reference", "cpu", *(["cuda"] if cuda else [])]
+        names = [
+            "reference",
+            "cpu",
+            *(["winograd"] if module in CONVOLVING else []),
+            *(["cuda"] if cuda else []),
+        ]
         metafunc.parametrize("ops_implementation", names, indirect=True)
     marker = metafunc.definition.get_closest_marker("reference_cases")
     if marker is None:
@@ -126,16 +133,63 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def ops_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The implementation of the operations that a test runs with; new tensors lie on its device."""
-    name: str = getattr(request, "param", None) or ops.selected()
-    if name == "cpu":
-        skip_without_compiler()
+    """The implementation of the operations that a test runs with; new tensors lie on its device.
+
+    `winograd` is `cpu` with convolutions by Winograd's algorithm, also the small ones where it does not pay;
+    the others have direct ones, so that the tolerances of the fixtures hold.
+    """
+    name: str | None = getattr(request, "param", None)
     on_cuda = name == "cuda"
     tf32 = torch.backends.cudnn.allow_tf32
-    with ops.use(name), torch.device("cuda") if on_cuda else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if name == "winograd":
+            skip_without_winograd()
+            stack.enter_context(_winograd_everywhere())
+        elif name is not None:
+            stack.enter_context(ops.use_convolution("direct"))
+            stack.enter_context(ops.use(name))
+        if name == "cpu":
+            skip_without_compiler()
+        if on_cuda:
+            stack.enter_context(torch.device("cuda"))
         torch.backends.cudnn.allow_tf32 = tf32 and not on_cuda
-        yield name
+        yield name or ops.selected()
         torch.backends.cudnn.allow_tf32 = tf32
+
+
+@pytest.fixture
+def gradient_slack(ops_implementation: str) -> float:
+    """How much larger than the fixture's own tolerance gradients of whole networks may deviate.
+
+    Winograd's results are off by 2·10⁻⁶ where direct ones are off by 4·10⁻⁷. Values follow smoothly. But of a
+    hundred thousand inputs of a leaky ReLU one may lie so close to 0 that its sign, and so its slope, is
+    another one: a gradient that sums few of them has been seen to deviate by 6·10⁻⁴ instead of 10⁻⁴.
+    """
+    return 10.0 if ops_implementation == "winograd" else 1.0
+
+
+@pytest.fixture
+def always_winograd() -> Iterator[None]:
+    """Convolve by Winograd's algorithm wherever it can, also where it does not pay."""
+    skip_without_winograd()
+    with _winograd_everywhere():
+        yield
+
+
+@contextlib.contextmanager
+def _winograd_everywhere() -> Iterator[None]:
+    limits = ("_LEAST_CHANNELS", "_LEAST_TILES", "_LEAST_TILES_FOR_KERNELS")
+    with pytest.MonkeyPatch.context() as patch, ops.use("cpu"), ops.use_convolution("winograd"):
+        for limit in limits:
+            patch.setattr(convolution, limit, 1)
+        yield
+
+
+def skip_without_winograd() -> None:
+    """Skip the test where the CPU kernels cannot be built, or hold no convolution."""
+    skip_without_compiler()
+    if not native.load("cpu").has_winograd:
+        pytest.skip("the compiler builds no convolution")
 
 
 def skip_without_compiler() -> None:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stylegan2.ops import build
+
 SOURCES = Path(__file__).resolve().parents[2] / "stylegan2" / "csrc"
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
@@ -58,12 +60,9 @@ def run(command):
     return done.stdout + done.stderr
 
 
-def compile_for_cpu(folder):
-    vectors = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-    library = folder / "cpu.so"
-    shared = ["-std=c++17", "-fPIC", "-shared", "-fopenmp"]
-    run([COMPILER, *shared, *vectors, SOURCES / "cpu.cpp", "-o", library])
-    return library
+def build_for_cpu(folder):
+    """What the package runs, from its cache where it is there."""
+    return build.build_once(build.cpu_recipe()).library
 
 
 def compile_emulation(folder):
@@ -92,8 +91,8 @@ def compile_emulation(folder):
 def library(request, tmp_path_factory):
     if COMPILER is None:
         pytest.skip("no C++ compiler on this machine")
-    build = compile_for_cpu if request.param == "cpu" else compile_emulation
-    loaded = ctypes.CDLL(str(build(tmp_path_factory.mktemp("csrc"))))
+    make = build_for_cpu if request.param == "cpu" else compile_emulation
+    loaded = ctypes.CDLL(str(make(tmp_path_factory.mktemp("csrc"))))
     loaded.sg2_error_message.restype = loaded.sg2_built_for.restype = ctypes.c_char_p
     return loaded
 
@@ -304,7 +303,7 @@ def cases(draw):
 
 @given(case=cases())
 @settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -452,15 +451,15 @@ def test_compiles_without_a_warning(options):
 
 @needs_nvcc
 def test_nvcc_compiles_the_cuda_source(tmp_path):
-    """Compiled once to PTX of the lowest architecture that nvcc knows, then to code of it and the highest.
+    """Without a warning, for the lowest architecture that nvcc knows.
 
-    With $STYLEGAN2_TEST_ALL_ARCHITECTURES: of all between them, too.
+    With $STYLEGAN2_TEST_ALL_ARCHITECTURES: compiled once for that, then to code of all, too.
     """
     known = {int(number) for number in re.findall(r"compute_(\d+)", run([NVCC, "--list-gpu-arch"]))}
     wanted = [number for number in ARCHITECTURES if number in known]
     assert wanted, f"nvcc knows {sorted(known)}, none of {ARCHITECTURES}"
     if os.environ.get("STYLEGAN2_TEST_ALL_ARCHITECTURES") is None:
-        wanted = [wanted[0], wanted[-1]]
+        wanted = wanted[:1]
     codes = [f"-gencode=arch=compute_{wanted[0]},code=sm_{number}" for number in wanted]
     warnings = ["-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror"]
     made = tmp_path / "cuda.o"

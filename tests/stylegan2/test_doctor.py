@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from stylegan2 import ops
 from stylegan2.cli import main
 from stylegan2.errors import StyleGAN2Error
-from stylegan2.ops import kernels, native, selection, selftest
+from stylegan2.ops import convolution, kernels, native, selection, selftest
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def test_it_shows_what_there_is(compiled):
     for operation in ("bias_act", "upfirdn2d"):
         for dtype in ("float32", "float64", "float16", "bfloat16"):
             assert any(operation in line and dtype in line for line in output.splitlines())
+    assert sum("cpu convolution" in line for line in output.splitlines()) == compiled.has_winograd
     assert "No problems found." in output and "FAILED" not in output
 
 
@@ -55,6 +56,14 @@ def test_a_wrong_operation_fails(compiled, monkeypatch, operation):
     assert f"cpu {name} in float64 differs from the reference" in output
     failed = [line for line in output.splitlines() if line.endswith("FAILED")]
     assert len(failed) == 4 and all(name in line for line in failed)
+
+
+def test_a_wrong_convolution_fails(compiled, monkeypatch):
+    if not compiled.has_winograd:
+        pytest.skip("the compiler builds no convolution")
+    right = convolution._winograd
+    monkeypatch.setattr(convolution, "_winograd", lambda *arguments: right(*arguments) * 1.001)
+    assert "cpu convolution in float32 differs from the reference" in doctor(fails=1)
 
 
 def test_nan_fails(compiled, monkeypatch):

@@ -59,10 +59,13 @@ def test_every_new_weight_that_matters_learns() -> None:
 @pytest.mark.parametrize(
     "options", [{"architecture": "orig"}, {"architecture": "skip"}, {"channel_base": 64}]
 )
-def test_where_the_image_cannot_be_passed_on_the_new_blocks_start_afresh(options: dict[str, object]) -> None:
+def test_where_the_image_cannot_be_passed_on_the_new_blocks_start_afresh(
+    options: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
     smaller, larger = discriminator(16, **options), discriminator(32, **options)
     before = {name: value.clone() for name, value in larger.state_dict().items()}
     grow(smaller, larger)
+    assert "growing from 16 to 32 pixels" in caplog.text and "start afresh" in caplog.text
     for name, value in larger.state_dict().items():
         expected = before[name] if name.startswith("b32") else smaller.state_dict().get(name, before[name])
         assert torch.equal(value, expected), name

@@ -75,7 +75,11 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("phase", ["Gmain", "Dmain", "Dreg", "Greg"])
 def test_phase(
-    phase: str, loss: RecordingLoss, stylegan2_reference: Any, assert_close_to_reference: Callable[..., None]
+    phase: str,
+    loss: RecordingLoss,
+    stylegan2_reference: Any,
+    assert_close_to_reference: Callable[..., None],
+    gradient_slack: float,
 ) -> None:
     tensors = stylegan2_reference.tensors(FILE)
     z, real = tensors["z"], tensors["real_img"]
@@ -103,8 +107,11 @@ def test_phase(
         found |= {f"report.{name}.{index}": value for index, value in enumerate(values)}
     expected = stylegan2_reference.outputs(FILE, phase)
     assert not [parameter for parameter in opponent.parameters() if parameter.grad is not None]
+    tolerance = stylegan2_reference.tolerance(FILE)
     for name, value in expected.items():
-        assert_close_to_reference(found[name], value, stylegan2_reference.tolerance(FILE), f"{phase} {name}")
+        # What Dreg and Greg report is made of gradients, too.
+        slack = gradient_slack if name.startswith("g.") or phase.endswith("reg") else 1
+        assert_close_to_reference(found[name], value, slack * tolerance, f"{phase} {name}")
 
 
 OPTIONS = TrainingOptions(
@@ -168,6 +175,7 @@ def test_six_iterations(
     trainer: Trainer,
     stylegan2_reference: Any,
     assert_close_to_reference: Callable[..., None],
+    gradient_slack: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = "train_trace"
@@ -189,4 +197,7 @@ def test_six_iterations(
         found["img_G_ema"] = trainer.average.synthesis(ws, noise_mode="const")
         found["logits_real"] = trainer.discriminator(tensors["real_img"], None)
     for name, value in stylegan2_reference.outputs(file, "six_iterations").items():
-        assert_close_to_reference(found[name], value, stylegan2_reference.tolerance(file), name)
+        # All of it follows from the gradients of the iterations before.
+        assert_close_to_reference(
+            found[name], value, gradient_slack * stylegan2_reference.tolerance(file), name
+        )

@@ -23,20 +23,23 @@ TRUNCATIONS = {
     "w_psi0p5_cut2": {"truncation_psi": 0.5, "truncation_cutoff": 2},
     "w_psi0": {"truncation_psi": 0.0},
 }
+GRADIENTS = ("g.", "gz", "gimg", "r1_")  # of parameters and inputs, and what is made of them
 
 
 class Comparison:
     """Collects the tensors computed for one case and compares them with all that the case holds."""
 
-    def __init__(self, reference, assert_close, file, case_id):
+    def __init__(self, reference, assert_close, file, case_id, gradient_slack):
         self.expected = dict(reference.outputs(file, case_id))
         self.tolerance = reference.tolerance(file)
         self.assert_close = assert_close
+        self.gradient_slack = gradient_slack
 
     def check(self, actual):
         assert set(actual) == set(self.expected), set(actual) ^ set(self.expected)
         for name, expected in self.expected.items():
-            self.assert_close(actual[name], expected, self.tolerance, name)
+            slack = self.gradient_slack if name.startswith(GRADIENTS) else 1
+            self.assert_close(actual[name], expected, slack * self.tolerance, name)
 
 
 def build(cls, reference, file):
@@ -110,7 +113,7 @@ def generator_gradients(G, reference, file):
 
 
 @pytest.mark.reference_cases(*GENERATORS)
-def test_generator(file, case, stylegan2_reference, assert_close_to_reference):
+def test_generator(file, case, stylegan2_reference, assert_close_to_reference, gradient_slack):
     compute = {
         "mapping": generator_mapping,
         "mapping_w_avg_update": generator_mapping_w_avg_update,
@@ -118,7 +121,7 @@ def test_generator(file, case, stylegan2_reference, assert_close_to_reference):
         "gradients": generator_gradients,
     }[case["id"]]
     G = build(Generator, stylegan2_reference, file)
-    comparison = Comparison(stylegan2_reference, assert_close_to_reference, file, case["id"])
+    comparison = Comparison(stylegan2_reference, assert_close_to_reference, file, case["id"], gradient_slack)
     comparison.check(compute(G, stylegan2_reference, file))
 
 
@@ -145,9 +148,9 @@ def discriminator_r1(D, inputs, args):
 
 
 @pytest.mark.reference_cases(*DISCRIMINATORS)
-def test_discriminator(file, case, stylegan2_reference, assert_close_to_reference):
+def test_discriminator(file, case, stylegan2_reference, assert_close_to_reference, gradient_slack):
     compute = {"forward_backward": discriminator_forward_backward, "r1": discriminator_r1}[case["id"]]
     D = build(Discriminator, stylegan2_reference, file).train()
     inputs = stylegan2_reference.inputs(file, "forward_backward")
-    comparison = Comparison(stylegan2_reference, assert_close_to_reference, file, case["id"])
+    comparison = Comparison(stylegan2_reference, assert_close_to_reference, file, case["id"], gradient_slack)
     comparison.check(compute(D, inputs, case["args"]))

@@ -11,8 +11,9 @@ import torch
 
 from stylegan2 import ops
 from stylegan2.errors import StyleGAN2Error
-from stylegan2.ops import library, native, selection
+from stylegan2.ops import convolution, library, native, selection
 from stylegan2.ops.bias_act import bias_act
+from stylegan2.ops.convolution import correlate
 from stylegan2.ops.upfirdn2d import upfirdn2d
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -178,11 +179,104 @@ def test_a_tensor_elsewhere_is_an_error(fresh):
         upfirdn2d(torch.zeros(1, 1, 2, 2), None)
 
 
+# Convolutions
+
+
+def convolve(device="cpu"):
+    with torch.no_grad():
+        return correlate(torch.ones(4, 16, 16, 16, device=device), torch.ones(16, 16, 3, 3), 1, (1, 1), 1)
+
+
+@pytest.fixture
+def winograd_calls(fresh, kernels):
+    if not kernels.has_winograd:
+        pytest.skip("the compiler builds no convolution")
+    seen, run = [], convolution._winograd
+    fresh.setattr(convolution, "_winograd", lambda *args: seen.append(args) or run(*args))
+    return seen
+
+
+def test_the_environment_chooses_the_convolution(fresh):
+    assert ops.selected_convolution() == "auto"
+    fresh.setattr(selection._convolution, "name", None)
+    fresh.setenv(selection.CONVOLUTION_VARIABLE, "direct")
+    assert ops.selected_convolution() == "direct"
+    fresh.setattr(selection._convolution, "name", None)
+    fresh.setenv(selection.CONVOLUTION_VARIABLE, "fft")
+    with pytest.raises(
+        StyleGAN2Error, match=r"\$STYLEGAN2_CONVOLUTION: got 'fft', expected one of auto, direct"
+    ):
+        convolve()
+
+
+def test_an_unknown_convolution_changes_nothing(fresh):
+    ops.select_convolution("direct")
+    with pytest.raises(StyleGAN2Error, match="convolution: got 'fast', expected one of"):
+        ops.select_convolution("fast")
+    with pytest.raises(ZeroDivisionError), ops.use_convolution("winograd"):
+        assert ops.selected_convolution() == "winograd"
+        raise ZeroDivisionError
+    assert ops.selected_convolution() == "direct"
+
+
+@pytest.mark.parametrize("name", ops.CONVOLUTIONS)
+def test_the_convolution_that_is_asked_for_runs(winograd_calls, kernels, name):
+    by_winograd = name == "winograd" or (name == "auto" and kernels.built_for == "avx512")
+    with ops.use("cpu"), ops.use_convolution(name):
+        convolve()
+        line = ops.describe_implementation("cpu")
+    assert len(winograd_calls) == by_winograd
+    assert f"{'winograd' if by_winograd else 'direct'} convolutions" in line
+    assert (f"{name} is selected" in line) == (name != "auto")
+
+
+def test_auto_is_direct_elsewhere(winograd_calls, kernels, fresh):
+    fresh.setattr(kernels, "built_for", "avx2")
+    convolve()
+    assert winograd_calls == []
+    with ops.use_convolution("winograd"):
+        convolve()
+    assert len(winograd_calls) == 1
+    with ops.use("reference"):
+        convolve()
+    with ops.use("cuda"):
+        convolve()
+    assert len(winograd_calls) == 1
+
+
+def test_winograd_is_an_error_where_it_cannot_run(winograd_calls, kernels, fresh):
+    ops.select_convolution("winograd")
+    part = "convolution: winograd is selected, but it is part of the CPU kernels, "
+    with ops.use("reference"):
+        for run in (convolve, lambda: ops.describe_implementation("cpu")):
+            with pytest.raises(StyleGAN2Error, match=f"{part}which do not run"):
+                run()
+    with ops.use("cuda"), pytest.raises(StyleGAN2Error, match="a tensor is on cpu"):
+        convolve()
+    with pytest.raises(StyleGAN2Error, match=f"{part}and a tensor is on cuda"):
+        ops.describe_implementation("cuda:0")
+    with ops.use_reference():
+        convolve()
+    fresh.setattr(kernels, "has_winograd", False)
+    with (
+        ops.use_convolution("winograd"),
+        pytest.raises(StyleGAN2Error, match="built the CPU kernels without"),
+    ):
+        convolve()
+    with ops.use_convolution("auto"):
+        convolve()
+    assert winograd_calls == []
+
+
 @pytest.mark.parametrize("name", ops.IMPLEMENTATIONS)
 def test_shapes_need_no_kernels(fresh, name):
     ops.select(name)
     x = torch.zeros(1, 2, 4, 4, device="meta")
     assert upfirdn2d(bias_act(x), None, up=2, padding=1).shape == (1, 2, 10, 10)
+    w = torch.zeros(3, 2, 3, 3, device="meta")
+    for algorithm in ops.CONVOLUTIONS:
+        with ops.use_convolution(algorithm):
+            assert correlate(x, w, 1, (1, 1), 1).shape == (1, 3, 4, 4)
 
 
 def test_other_types_run_as_reference(kernels):

@@ -1,5 +1,8 @@
 """Convolution to any order: agreement with torch and its gradients, on either implementation."""
 
+import ctypes
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,26 +12,28 @@ from hypothesis import strategies as st
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.ops import convolution, native, selection
 from stylegan2.ops.convolution import constant_kernels, correlate, spread, variable_kernels
+from stylegan2.ops.modulated_conv import modulated_conv2d
 
 TOLERANCE = 5e-6  # of the largest result, float32 by Winograd
 
 
 def has_winograd():
     try:
-        return native.load("cpu").built_for == "avx512"
+        return native.load("cpu").has_winograd
     except StyleGAN2Error:
         return False
 
 
-needs_winograd = pytest.mark.skipif(not has_winograd(), reason="no compiled kernels for AVX-512 here")
+needs_winograd = pytest.mark.skipif(not has_winograd(), reason="no compiled convolution here")
 
 
 @pytest.fixture
-def always_winograd(monkeypatch):
-    for limit in ("_LEAST_CHANNELS", "_LEAST_TILES", "_LEAST_TILES_FOR_KERNELS"):
-        monkeypatch.setattr(convolution, limit, 1)
-    with selection.use("cpu"):
-        yield
+def calls(always_winograd, monkeypatch):
+    """Of the compiled convolution: which of the three."""
+    seen = []
+    run = convolution._winograd
+    monkeypatch.setattr(convolution, "_winograd", lambda *args: seen.append(args[-1]) or run(*args))
+    return seen
 
 
 def deviation(actual, exact):
@@ -137,13 +142,13 @@ def test_the_result_does_not_depend_on_the_number_of_threads(always_winograd):
 @needs_winograd
 def test_small_convolutions_stay_with_torch():
     x, w = random_pair(1, 16, 16, 4, 4, dtype=torch.float32)
-    with selection.use("cpu"), torch.no_grad():
+    with selection.use("cpu"), selection.use_convolution("winograd"), torch.no_grad():
         assert torch.equal(correlate(x, w, 1, (1, 1), 1), F.conv2d(x, w, padding=1))
 
 
 def test_reference_stays_with_torch():
     x, w = random_pair(8, 16, 16, 32, 32, dtype=torch.float32)
-    with selection.use("reference"), torch.no_grad():
+    with selection.use_reference(), torch.no_grad():
         assert torch.equal(correlate(x, w, 1, (1, 1), 1), F.conv2d(x, w, padding=1))
 
 
@@ -180,3 +185,208 @@ def test_without_create_graph_constant_kernels_are_trained():
         correlate(x, w, 1, (1, 1), 1).sum().backward()
     assert w.grad is not None
     assert w.grad.abs().sum() > 0
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Where it runs, and where PyTorch does
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_three_run(calls):
+    x, w = random_pair(1, 3, 2, 6, 7, dtype=torch.float32)
+    correlate(x, w, 1, (1, 1), 1).sum().backward()
+    assert sorted(calls) == [0, 1, 2]
+
+
+def test_what_is_computed_inside_is_differentiated_alike(calls):
+    x, w = random_pair(1, 3, 2, 6, 7, dtype=torch.float32)
+    with selection.use_convolution("direct"):
+        direct = correlate(x, w, 1, (1, 1), 1)
+    (slopes,) = torch.autograd.grad(direct.square().sum(), x, create_graph=True)
+    slopes.square().sum().backward()
+    assert calls == []
+    compiled = correlate(x, w, 1, (1, 1), 1)
+    with selection.use_convolution("direct"):
+        compiled.sum().backward()
+    assert sorted(calls) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernels", "options"),
+    [
+        ((0, 4, 8, 8), (6, 4, 3, 3), (1, (1, 1), 1)),
+        ((2, 4, 8, 8), (6, 4, 3, 3), (2, (1, 1), 1)),
+        ((2, 4, 8, 8), (6, 2, 3, 3), (1, (1, 1), 2)),
+        ((2, 4, 8, 8), (6, 4, 1, 1), (1, (0, 0), 1)),
+        ((2, 4, 8, 8), (6, 4, 5, 5), (1, (2, 2), 1)),
+        ((2, 4, 8, 8), (6, 4, 3, 3), (1, (1, 0), 1)),
+        ((2, 4, 8, 8), (6, 4, 3, 3), (1, (3, 3), 1)),
+    ],
+)
+def test_other_geometries_are_torchs(calls, shape, kernels, options):
+    x, w = torch.randn(shape), torch.randn(kernels)
+    stride, padding, groups = options
+    expected = F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
+    assert torch.equal(correlate(x, w, stride, padding, groups), expected)
+    assert calls == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_types_are_torchs(calls, dtype):
+    x, w = random_pair(1, 3, 2, 6, 7, dtype=dtype)
+    assert torch.equal(correlate(x, w, 1, (1, 1), 1), F.conv2d(x, w, padding=1))
+    assert calls == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 2), (3, 3), (4, 4)])
+def test_small_images(calls, size):
+    x, w = random_pair(2, 3, 5, *size, dtype=torch.float32)
+    ours = derivatives(lambda x, w: correlate(x, w, 1, (1, 1), 1), x, w)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, w)]
+    theirs = derivatives(lambda x, w: F.conv2d(x, w, padding=1), *exact)
+    assert len(calls) > 3
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert deviation(mine.double(), expected) < 2 * TOLERANCE
+
+
+def test_any_place_in_memory(calls):
+    """Turned kernels, every other row, a repeated channel, a negative view, an odd address: the same bits."""
+    x, w = torch.randn(2, 3, 9, 10), torch.randn(5, 3, 3, 3)
+    expected = correlate(x, w, 1, (1, 1), 1)
+    rows = torch.stack([x, -x], 3).flatten(2, 3)[:, :, ::2]
+    odd = torch.empty(x.numel() + 1)[1:].view_as(x).copy_(x)
+    turned = w.flip(2).contiguous().flip(2)
+    for image in (rows, odd, x.transpose(2, 3).contiguous().transpose(2, 3)):
+        assert torch.equal(correlate(image, turned, 1, (1, 1), 1), expected)
+    repeated = x[:, :1].expand(2, 3, 9, 10)
+    actual = correlate(repeated, w, 1, (1, 1), 1)
+    assert torch.equal(actual, correlate(repeated.contiguous(), w, 1, (1, 1), 1))
+    assert len(calls) == 6
+    negative = torch._neg_view(x)
+    assert negative.is_neg()
+    assert deviation(correlate(negative, w, 1, (1, 1), 1), -expected) < 2 * TOLERANCE
+
+
+def test_channels_last_stays_so(calls):
+    x, w = torch.randn(2, 4, 9, 10).contiguous(memory_format=torch.channels_last), torch.randn(5, 4, 3, 3)
+    y = correlate(x, w, 1, (1, 1), 1)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert calls == []
+
+
+def test_channels_that_do_not_fit_are_not_read(calls):
+    with pytest.raises(RuntimeError, match="channels"):
+        correlate(torch.zeros(1, 2, 8, 8), torch.zeros(3, 4, 3, 3), 1, (1, 1), 1)
+    with pytest.raises(RuntimeError, match="type"):
+        correlate(torch.zeros(1, 4, 8, 8), torch.zeros(3, 4, 3, 3).double(), 1, (1, 1), 1)
+
+
+class Fixed(torch.nn.Module):
+    """A convolution that is modulated."""
+
+    def forward(self, x, w, styles):
+        return modulated_conv2d(x, w, styles, padding=1, fused_modconv=False)
+
+
+def modulated():
+    torch.manual_seed(0)
+    return torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.rand(2, 3) + 0.5
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_torch_compile(calls, fused):
+    x, w, styles = modulated()
+    x.requires_grad_()
+
+    def function(x):
+        return modulated_conv2d(x, w, styles, padding=1, fused_modconv=fused)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    y = compiled(x)
+    assert calls == []
+    assert deviation(y, function(x)) < 2 * TOLERANCE
+    ours, theirs = (torch.autograd.grad(f(x).square().sum(), x) for f in (compiled, function))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about torch.jit
+def test_export_and_trace_hold_nothing_of_ours(calls):
+    arguments = modulated()
+    graph = torch.export.export(Fixed(), arguments).graph
+    assert any("conv" in str(node.target) for node in graph.nodes)
+    assert all(str(node.target).startswith("aten") for node in graph.nodes if node.op == "call_function")
+    traced = torch.jit.trace(lambda x, w: correlate(x, w, 1, (1, 1), 1), arguments[:2], check_trace=False)
+    assert "aten::_convolution" in str(traced.inlined_graph)
+    assert "PythonOp" not in str(traced.inlined_graph)
+    assert calls == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about torch.jit
+def test_transforms_of_torch_func(calls):
+    x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    convolve = lambda w: correlate(x, w, 1, (1, 1), 1)  # noqa: E731
+    by_torch = lambda w: F.conv2d(x, w, padding=1)  # noqa: E731
+    for transform in (
+        lambda f: torch.func.grad(lambda w: f(w).square().sum())(w),
+        lambda f: torch.func.vmap(f)(torch.stack([w, -w])),
+        lambda f: torch.func.jvp(f, (w,), (w.flip(0),))[1],
+    ):
+        torch.testing.assert_close(transform(convolve), transform(by_torch))
+    assert calls == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about torch.jit
+def test_forward_mode(calls):
+    x, w = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    with torch.autograd.forward_ad.dual_level():
+        y = correlate(torch.autograd.forward_ad.make_dual(x, x.flip(2)), w, 1, (1, 1), 1)
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+        torch.testing.assert_close(tangent, F.conv2d(x.flip(2), w, padding=1))
+    assert calls == []
+
+
+def test_gradients_in_batches(always_winograd):
+    x, w = random_pair(1, 3, 2, 6, 7, dtype=torch.float32)
+    y = correlate(x, w, 1, (1, 1), 1)
+    many = torch.randn(3, *y.shape)
+    for tensor in (x, w):
+        (batched,) = torch.autograd.grad(y, tensor, many, retain_graph=True, is_grads_batched=True)
+        single = [torch.autograd.grad(y, tensor, g, retain_graph=True)[0] for g in many]
+        torch.testing.assert_close(batched, torch.stack(single), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backward_inside", [True, False])
+def test_autocast(calls, backward_inside):
+    x, w = random_pair(1, 3, 2, 6, 7, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = correlate(x, w, 1, (1, 1), 1)
+        assert y.dtype == torch.bfloat16
+        with nullcontext() if backward_inside else torch.autocast("cpu", enabled=False):
+            y.float().sum().backward()
+    assert x.grad.dtype == w.grad.dtype == torch.float32
+    assert calls == []
+
+
+def test_fake_tensors(calls):
+    with torch._subclasses.FakeTensorMode():
+        x, w = torch.zeros(2, 3, 8, 8, requires_grad=True), torch.zeros(4, 3, 3, 3)
+        y = correlate(x, w, 1, (1, 1), 1)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.shape == (2, 4, 8, 8) and gradient.shape == x.shape
+    assert calls == []
+
+
+@needs_winograd
+@pytest.mark.parametrize(
+    "change",
+    [{"batch": 0}, {"in_channels": -1}, {"pad": 3}, {"pad": -1}, {"what": 3}, {"height": 0, "pad": 1}],
+)
+def test_the_library_refuses(change):
+    values = {"batch": 1, "in_channels": 1, "out_channels": 1, "height": 3, "width": 3, "threads": 1} | change
+    library, memory = native.load("cpu"), torch.zeros(64)
+    arguments = native.WinogradArguments(**values)
+    pointers = [memory.data_ptr()] * 3
+    code = library.winograd(ctypes.byref(arguments), *pointers, None)
+    with pytest.raises(StyleGAN2Error, match="size"):
+        library.raise_error("winograd", code)
+    assert library.winograd(ctypes.byref(arguments), None, *pointers[1:], None) != 0

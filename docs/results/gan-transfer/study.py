@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("dataset", choices=["phantom", "drive"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, help="folder of DRIVE")
-    parser.add_argument("--kimg", type=float, default=4.0)
+    parser.add_argument("--kimg", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.dataset == "drive" and arguments.data is None:
