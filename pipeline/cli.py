@@ -108,16 +108,24 @@ def predict(
     callback=_refuse_nan,
     help="Factor on the vessels' absorbance: 1 as in DRIVE, 2.5 for a GAN to learn vessels from.",
 )
+@click.option(
+    "--disc-side",
+    default="any",
+    show_default=True,
+    type=click.Choice(["any", "left", "right"]),
+    help="Mirror phantoms so that all optic discs lie on this side.",
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New folder.")
 def phantoms(
-    count: int, size: int, seed: int, first: int, processes: int, blood: float, output: Path
+    count: int, size: int, seed: int, first: int, processes: int, blood: float, disc_side: str, output: Path
 ) -> None:
     """Draw phantoms: fundus images that were never photographed, whose vessels are known exactly.
 
     Writes images/000000.png, … and vessels/000000.png, … (0 or 255). A phantom depends on seed, number,
-    size and blood alone.
+    size, blood and disc side alone.
     """
     from pipeline.images import write_png
+    from pipeline.laterality import disc_contrast
     from pipeline.phantom import draw_phantoms
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -130,8 +138,11 @@ def phantoms(
         workers = min(processes, count)
         drawn = draw_phantoms(seed, numbers, size, processes=workers, progress=True, blood=blood)
         for number, phantom in zip(numbers, drawn, strict=True):
-            write_png(output / "images" / f"{number:06d}.png", phantom.image)
-            write_png(output / "vessels" / f"{number:06d}.png", phantom.vessels)
+            contrast = disc_contrast(phantom.image)  # > 0: the disc is on the right
+            turned = disc_side != "any" and (contrast < 0 if disc_side == "right" else contrast > 0)
+            step = -1 if turned else 1
+            write_png(output / "images" / f"{number:06d}.png", phantom.image[:, ::step].copy())
+            write_png(output / "vessels" / f"{number:06d}.png", phantom.vessels[:, ::step].copy())
     except OSError as error:
         click.echo(f"Error: {_unwritable(error, output)}", err=True)
         sys.exit(2)

@@ -9,6 +9,7 @@ from pipeline.cli import main
 from pipeline.frames import Statistics
 from pipeline.images import read_rgb
 from pipeline.inference import Predictor
+from pipeline.laterality import disc_contrast
 from pipeline.model_folder import ModelConfig, save_model
 from pipeline.models.registry import Architecture, build_model
 from pipeline.phantom import draw_phantom
@@ -256,6 +257,24 @@ def test_phantoms_that_cannot_be_written_are_an_error_not_a_traceback(tmp_path: 
     assert result.exit_code == 2
     assert "cannot be written" in result.output and "give another one with -o" in result.output
     assert (tmp_path / "file").read_text() == "keep"
+
+
+def test_phantoms_of_one_kind_of_eye(tmp_path: Path) -> None:
+    common = ["phantoms", "--count", "8", "--size", "64", "--processes", "1"]
+    for side in ("any", "left"):
+        result = CliRunner().invoke(main, [*common, "--disc-side", side, "-o", str(tmp_path / side)])
+        assert result.exit_code == 0, result.output
+    turned = 0
+    for number in range(8):
+        name = f"{number:06d}.png"
+        before, after = (read_rgb(tmp_path / side / "images" / name) for side in ("any", "left"))
+        masks = [np.asarray(Image.open(tmp_path / side / "vessels" / name)) for side in ("any", "left")]
+        assert disc_contrast(after) < 0
+        mirrored = disc_contrast(before) > 0
+        turned += mirrored
+        assert np.array_equal(after, before[:, ::-1] if mirrored else before)
+        assert np.array_equal(masks[1], masks[0][:, ::-1] if mirrored else masks[0])
+    assert 0 < turned < 8
 
 
 def test_phantoms_replace_nothing(tmp_path: Path) -> None:
