@@ -6,9 +6,6 @@
 #include <new>
 #include <vector>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -16,6 +13,7 @@
 #include "bias_act.h"
 #include "checks.h"
 #include "interface.h"
+#include "threads.h"
 #include "upfirdn2d.h"
 #include "upfirdn2d_plan.h"
 #include "winograd.h"
@@ -24,29 +22,8 @@ namespace sg2 {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------
-// Threads
+// Memory and lanes
 // ---------------------------------------------------------------------------------------------------------
-
-constexpr int64_t kWorkPerThread = 1 << 15;  // elements; with less, starting a thread costs more than it saves
-
-int threads_for(int64_t work, int32_t at_most) {
-#if defined(_OPENMP)
-    const int64_t available = at_most > 0 ? at_most : omp_get_max_threads();
-    return static_cast<int>(std::max<int64_t>(1, std::min(available, work / kWorkPerThread)));
-#else
-    (void)work, (void)at_most;
-    return 1;
-#endif
-}
-
-// Calls run(part, begin, end) for the parts of [0, size), each on a thread of its own.
-template <class Run>
-void in_parts(int64_t size, int parts, const Run& run) {
-#if defined(_OPENMP)
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-#endif
-    for (int part = 0; part < parts; ++part) run(part, size * part / parts, size * (part + 1) / parts);
-}
 
 // A large result usually lies in memory that the system has yet to provide, page by page on first touch: that takes
 // longer than the computation. Asks for pages of 2 MiB; where the system has none, nothing changes.

@@ -52,7 +52,7 @@ inline V load(const float* from) {
 }
 
 template <class V>
-inline void store(float* to, V value) {
+inline void store(float* to, const V& value) {
     std::memcpy(to, &value, sizeof value);
 }
 

@@ -103,7 +103,8 @@ def _split_padding(x: Tensor, padding: tuple[int, int, int, int]) -> tuple[Tenso
 def _pad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     """Zero-pads, or crops where negative; crops without a copy."""
     left, right, top, bottom = padding
-    height, width = x.shape[2:]
-    x = x[:, :, max(0, -top) : height - max(0, -bottom), max(0, -left) : width - max(0, -right)]
     grow = [max(0, side) for side in padding]
-    return F.pad(x, grow) if any(grow) else x
+    if any(grow):  # first: a side may crop more than there is without the other side's zeros
+        x = F.pad(x, grow)
+    height, width = x.shape[2:]
+    return x[:, :, max(0, -top) : height - max(0, -bottom), max(0, -left) : width - max(0, -right)]

@@ -21,6 +21,7 @@ from stylegan2.errors import StyleGAN2Error
 from stylegan2.images import image_grid
 from stylegan2.network_folder import read_config, write_config
 from stylegan2.networks.generator import Generator
+from stylegan2.ops import allocation
 from stylegan2.sampling import load_generator, sample_images
 from tests.stylegan2.small_networks import KWARGS, write_network
 
@@ -153,6 +154,15 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StyleGAN2Error, match="torch sees no CUDA devices"):
         select_device("cuda")
     assert select_device("auto") == torch.device("cpu")
+
+
+def test_on_the_processor_freed_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(allocation, "keep_freed_memory", lambda: calls.append(True))
+    select_device("cpu")
+    with pytest.raises(StyleGAN2Error):
+        select_device("gpu")
+    assert len(calls) == 1
 
 
 # generate
