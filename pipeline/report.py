@@ -35,7 +35,14 @@ from pipeline.plots import (
     series_figures,
 )
 from pipeline.prepared import Sample
-from pipeline.verdict import SIGNIFICANCE, Comparison, compare, model_rows, unequal_training
+from pipeline.verdict import (
+    SIGNIFICANCE,
+    Comparison,
+    compare,
+    model_rows,
+    unequal_training,
+    unfinished_training,
+)
 
 Summary = Mapping[str, Mapping[str, float]]
 """`pooled` and `mean`, each metric → value, as `pipeline.evaluation.write_metrics` wrote it."""
@@ -210,6 +217,7 @@ def render(inputs: ReportInputs) -> str:
         comparisons=comparisons,
         significance=SIGNIFICANCE,
         unequal_training=unequal_training(reference, histories) if reference in histories else None,
+        unfinished_training=unfinished_training(histories),
         kept=[_kept_epoch(name, history) for name, history in histories.items()],
         columns=COLUMNS,
         tables=_tables(inputs),

@@ -108,6 +108,25 @@ def unequal_training(reference: str, histories: Mapping[str, pd.DataFrame]) -> s
     )
 
 
+def unfinished_training(histories: Mapping[str, pd.DataFrame]) -> str | None:
+    """Warn when the best weights of a model are those of its last epoch.
+
+    Args:
+        histories: model → column kept, one row per epoch in order.
+
+    Returns:
+        None when every model had an epoch after its best one.
+    """
+    names = [f"“{name}”" for name, history in histories.items() if bool(history["kept"].iloc[-1])]
+    if not names:
+        return None
+    kept = "kept its last epoch and was" if len(names) == 1 else "kept their last epochs and were"
+    return (
+        f"{' and '.join(names)} {kept} still improving on the validation images: more epochs alone might "
+        "have moved the figures, and a model that trained longer, on whatever images, has an advantage."
+    )
+
+
 def real_schedule(history: pd.DataFrame) -> tuple[tuple[int, float], ...]:
     """Sum up the epochs that show real images: (epochs, learning rate) in order, equal rates joined."""
     steps: list[tuple[int, float]] = []

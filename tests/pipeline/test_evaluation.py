@@ -24,7 +24,7 @@ from pipeline.metrics import topology
 from pipeline.metrics.pixel import METRIC_NAMES, Confusion
 from pipeline.metrics.topology import TopologyCounts, TruthShape
 from pipeline.prepared import Entry, Frame, load_samples, write_prepared
-from pipeline.verdict import compare, unequal_training
+from pipeline.verdict import compare, unequal_training, unfinished_training
 
 
 def frame(number, vessels=True):
@@ -328,6 +328,18 @@ def test_unequal_training_on_real_images_is_said(retrained, says):
     assert "“base” 8 epochs at 0.001 + 3 epochs at 0.0001;" in note
     assert says in note
     assert "retrain.order: [real]" in note
+
+
+def test_a_model_that_kept_its_last_epoch_is_named() -> None:
+    early = pd.DataFrame({"kept": [False, True, False]})
+    last = pd.DataFrame({"kept": [False, False, True]})
+    assert unfinished_training({"base": early, "retrained": early}) is None
+    note = unfinished_training({"base": early, "retrained": last})
+    assert note is not None
+    assert note.startswith("“retrained” kept its last epoch")
+    both = unfinished_training({"base": last, "retrained": last})
+    assert both is not None
+    assert both.startswith("“base” and “retrained” kept their last epochs")
 
 
 def test_comparison_needs_the_same_images():
