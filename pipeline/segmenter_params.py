@@ -17,6 +17,8 @@ class SegmenterParams(Architecture):
     Attributes:
         resolution: long side of the frames that the network works on, in pixels; or `native`.
         crop: side of random square training crops, divisible by 8; null trains on full frames.
+        examples_per_frame: how often an epoch shows each frame, every time cropped and augmented anew: with
+            crops, an epoch of one from each frame would be over in a few steps.
         loss: weights of binary cross-entropy and Dice.
         batch_size: frames (or crops) in a step.
         weight_decay: L2 penalty of Adam.
@@ -30,6 +32,7 @@ class SegmenterParams(Architecture):
 
     resolution: Resolution = 512
     crop: Annotated[int, Field(ge=16, multiple_of=8)] | None = None
+    examples_per_frame: Annotated[int, Field(ge=1)] = 1
     loss: LossWeights = LossWeights()
     batch_size: Annotated[int, Field(ge=1)] = 4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

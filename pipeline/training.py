@@ -46,11 +46,13 @@ class Phase:
         name: for the history.
         frames: at least one.
         epochs: may be 0.
-        learning_rate: of Adam, constant within the phase.
+        learning_rate: of Adam; constant within the phase unless there is a final one.
         augment: whether frames are augmented.
         selectable: whether one of its epochs may become the result. False for a phase that only prepares a
             later one: were its epochs selectable, the result could be a network that never saw what the
             later phase shows it.
+        final_learning_rate: what the rate falls to along half a cosine over the phase; None: constant.
+        warmup_steps: first steps of the phase, over which the rate rises from 0 in a straight line.
     """
 
     name: str
@@ -59,6 +61,19 @@ class Phase:
     learning_rate: float
     augment: bool
     selectable: bool = True
+    final_learning_rate: float | None = None
+    warmup_steps: int = 0
+
+    # ------------------------------------------------------------------------------------------------------
+    # Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, one cycle over S steps; linear warm-up over W:
+    #   η_s = min(1, (s + 1) / W) · (η_min + ½ (η_max − η_min) (1 + cos(π s / S)))
+    def rate(self, step: int, steps: int) -> float:
+        """Give the learning rate of step `step` (from 0) of the phase's `steps`."""
+        rate = self.learning_rate
+        if self.final_learning_rate is not None:
+            low = self.final_learning_rate
+            rate = low + 0.5 * (rate - low) * (1 + math.cos(math.pi * step / steps))
+        return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ def train_segmenter(
     *,
     seed: int,
     execution: Execution | None = None,
-    on_epoch: Callable[[HistoryRow], None] | None = None,
+    on_epoch: Callable[[HistoryRow, nn.Module], None] | None = None,
 ) -> TrainedSegmenter:
     """Train a network from scratch through all phases and keep the best selectable epoch's weights.
 
@@ -132,7 +147,8 @@ def train_segmenter(
         statistics: of the real training images, to normalise every input with.
         seed: >= 0; decides weights, order, augmentation and DropBlock.
         execution: device and the like; the CPU by default.
-        on_epoch: called after each epoch (for live plots).
+        on_epoch: called after each epoch with its row and the averaged network, which is in evaluation mode
+            when the epoch was validated; to watch, not to change it.
 
     Raises:
         UserError: nothing to train on or to validate with, the loss is no longer finite, or the checkpoint
@@ -167,7 +183,7 @@ def train_segmenter(
                 checkpoint.keep(state.snapshot())
                 bar.set_postfix(_figures(state.history), refresh=False)
                 if on_epoch is not None:
-                    on_epoch(row)
+                    on_epoch(row, state.averaged)
 
     network = state.averaged.cpu()
     network.load_state_dict(state.best)
@@ -182,6 +198,7 @@ def train_segmenter(
 @dataclass(frozen=True)
 class _Epoch:
     number: int  # from 1, through all phases
+    index: int  # from 0, within its phase
     phase: Phase
     is_last_of_phase: bool
 
@@ -192,7 +209,7 @@ def _schedule(phases: Sequence[Phase]) -> list[_Epoch]:
         if phase.epochs and not phase.frames:
             raise UserError(f"phase {phase.name} has no frames to train on; give it some, or 0 epochs")
         for index in range(phase.epochs):
-            schedule.append(_Epoch(len(schedule) + 1, phase, index == phase.epochs - 1))
+            schedule.append(_Epoch(len(schedule) + 1, index, phase, index == phase.epochs - 1))
     if not schedule:
         raise UserError("there are 0 epochs in all; expected at least one")
     if not any(epoch.phase.selectable for epoch in schedule):
@@ -225,10 +242,11 @@ class _EpochTrainer:
         """Train for one epoch and return the mean loss over its examples."""
         torch.manual_seed(_torch_seed(self.seed, _DROPBLOCK, epoch.number))
         self.state.network.train()
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = epoch.phase.learning_rate
-        total = 0.0
-        for images, targets in self._batches(epoch):
+        total, shown = 0.0, 0
+        steps = self.steps_per_epoch(epoch.phase)
+        for step, (images, targets) in enumerate(self._batches(epoch), epoch.index * steps):
+            for group in self.state.optimizer.param_groups:
+                group["lr"] = epoch.phase.rate(step, epoch.phase.epochs * steps)
             loss = self._step(images.to(self.execution.device), targets.to(self.execution.device))
             if not math.isfinite(loss):
                 raise UserError(
@@ -237,7 +255,12 @@ class _EpochTrainer:
                     "rate, or set runtime.precision to float32"
                 )
             total += loss * len(images)
-        return total / len(epoch.phase.frames)
+            shown += len(images)
+        return total / shown
+
+    def steps_per_epoch(self, phase: Phase) -> int:
+        """Count the batches of an epoch, the last of which may be smaller."""
+        return -(-len(phase.frames) * self.params.examples_per_frame // self.params.batch_size)
 
     def _step(self, images: Tensor, targets: Tensor) -> float:
         state = self.state
@@ -258,9 +281,10 @@ class _EpochTrainer:
         return contextlib.nullcontext()
 
     def _batches(self, epoch: _Epoch) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images [N, 3, H, W] and targets [N, 1, H, W] of every frame once, in random order."""
+        """Yield images [N, 3, H, W] and targets [N, 1, H, W] of the epoch's examples, in random order."""
         frames = epoch.phase.frames
-        order = _generator(self.seed, _ORDER, epoch.number).permutation(len(frames)).tolist()
+        count = len(frames) * self.params.examples_per_frame
+        order = _generator(self.seed, _ORDER, epoch.number).permutation(count).tolist()
         size = self.params.batch_size
         chunks = [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -268,7 +292,7 @@ class _EpochTrainer:
             settings = self.params.augmentation if epoch.phase.augment else None
             examples = [
                 make_example(
-                    frames[index],
+                    frames[index % len(frames)],
                     self.params.crop,
                     settings,
                     _generator(self.seed, _EXAMPLES, epoch.number, index),
@@ -312,7 +336,7 @@ def _finish_epoch(
     row = HistoryRow(
         phase=epoch.phase.name,
         epoch=epoch.number,
-        learning_rate=epoch.phase.learning_rate,
+        learning_rate=state.optimizer.param_groups[0]["lr"],
         train_loss=train_loss,
         validation_loss=None if score is None else score.loss,
         validation_auc=None if score is None else score.auc,
@@ -357,6 +381,8 @@ def _identity(
                 "learning_rate": phase.learning_rate,
                 "augment": phase.augment,
                 "selectable": phase.selectable,
+                "final_learning_rate": phase.final_learning_rate,
+                "warmup_steps": phase.warmup_steps,
                 "frames": [frame.id for frame in phase.frames],
             }
             for phase in phases

@@ -30,7 +30,7 @@ class HistoryRow:
     Attributes:
         phase: its name.
         epoch: counted from 1 through all phases.
-        learning_rate: of the optimiser.
+        learning_rate: of the epoch's last step.
         train_loss: mean over the epoch's examples.
         validation_loss, validation_auc: None in epochs without validation.
         selectable: whether the epoch's weights may be kept as the result.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,9 +23,12 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class TwoStepSchedule(Strict):
-    """How long and how fast to train on one kind of images: the paper's two-step learning rate.
+    """How long and how fast to train on one kind of images: the paper's two-step learning rate, or a cosine.
 
     Attributes:
+        schedule: `steps`: one constant rate after another; `cosine`: the rate falls from `learning_rate` to
+            `final_learning_rate` over `epochs`, and `final_epochs` has to be 0.
+        warmup_steps: first optimiser steps, over which the rate rises from 0.
         epochs, learning_rate: of the first step.
         final_epochs, final_learning_rate: of the second; 0 epochs leave it out.
         augment: whether the images are augmented.
@@ -36,22 +39,30 @@ class TwoStepSchedule(Strict):
     final_epochs: Epochs = 0
     final_learning_rate: Rate = 1e-4
     augment: bool
+    schedule: Literal["steps", "cosine"] = "steps"
+    warmup_steps: Epochs = 0
 
     @model_validator(mode="after")
     def _some_epochs(self) -> Self:
         if self.epochs + self.final_epochs == 0:
             raise ValueError("epochs and final_epochs are both 0; expected at least one epoch")
+        if self.schedule == "cosine" and self.final_epochs:
+            raise ValueError(
+                f"schedule cosine with final_epochs {self.final_epochs}; expected final_epochs 0: the rate "
+                "falls to final_learning_rate within epochs"
+            )
         return self
 
     def phases(self, name: str, frames: Sequence[TrainingFrame], *, selectable: bool = True) -> list[Phase]:
         """Make the steps that have epochs: `name` and `name (final)`, as `pipeline.verdict` reads them."""
+        falls_to = self.final_learning_rate if self.schedule == "cosine" else None
         steps = (
-            (name, self.epochs, self.learning_rate),
-            (f"{name} (final)", self.final_epochs, self.final_learning_rate),
+            (name, self.epochs, self.learning_rate, falls_to, self.warmup_steps),
+            (f"{name} (final)", self.final_epochs, self.final_learning_rate, None, 0),
         )
         return [
-            Phase(step, frames, epochs, rate, self.augment, selectable)
-            for step, epochs, rate in steps
+            Phase(step, frames, epochs, rate, self.augment, selectable, final_rate, warmup_steps)
+            for step, epochs, rate, final_rate, warmup_steps in steps
             if epochs
         ]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 import pipeline.training as training
 from pipeline.augment import Augmentation, Example
@@ -116,6 +117,55 @@ def test_the_learning_rate_reaches_the_optimiser() -> None:
         assert torch.allclose(parameter, dict(again.network.named_parameters())[name], atol=1e-9)
 
 
+def test_a_cosine_falls_from_the_first_rate_to_the_final_one_behind_a_warm_up() -> None:
+    phase = Phase("p", TRAIN, 1, 0.1, True, final_learning_rate=0.02, warmup_steps=4)
+    rates = [phase.rate(step, 8) for step in range(9)]
+    # by hand: 0.02 + 0.04 (1 + cos(pi s / 8)), times 1/4, 2/4, 3/4 in the first three steps
+    expected = [0.025, 0.0484776, 0.0662132, 0.0753073, 0.06, 0.0446927, 0.0317157, 0.0230448, 0.02]
+    assert rates == pytest.approx(expected, abs=1e-6)
+    assert [Phase("p", TRAIN, 1, 0.1, True).rate(step, 8) for step in (0, 5)] == [0.1, 0.1]
+
+
+def test_a_cosine_runs_over_all_steps_of_its_phase_and_starts_anew_in_the_next() -> None:
+    plan = [
+        Phase("steady", TRAIN, 1, 5e-3, True),
+        Phase("falling", TRAIN, 2, 1e-2, True, final_learning_rate=0.0),
+    ]
+    rows = train(plan).history
+    steps = 6  # two epochs of 7 frames in batches of 3
+    last = [0.5e-2 * (1 + math.cos(math.pi * step / steps)) for step in (2, 5)]
+    assert [row.learning_rate for row in rows] == pytest.approx([5e-3, *last])
+
+
+def test_an_epoch_shows_each_frame_as_often_as_asked_with_changes_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[tuple[str, bytes]] = []
+    original = training.make_example
+
+    def spy(
+        frame: TrainingFrame, crop: int | None, settings: Augmentation | None, rng: np.random.Generator
+    ) -> Example:
+        example = original(frame, crop, settings, rng)
+        shown.append((frame.id, example.image.tobytes()))
+        return example
+
+    monkeypatch.setattr(training, "make_example", spy)
+    params = PARAMS.model_copy(update={"examples_per_frame": 3, "crop": 16})
+    train([Phase("only", TRAIN[:4], 1, 1e-3, True)], params)
+    assert sorted(name for name, _ in shown) == sorted(3 * [frame.id for frame in TRAIN[:4]])
+    assert len(set(shown)) == 12
+
+
+def test_who_watches_gets_the_averaged_network_after_every_epoch() -> None:
+    seen: list[tuple[int, bool]] = []
+    params = PARAMS.model_copy(update={"validate_every": 2, "ema_decay": 0.9})
+    trained = train(params=params, on_epoch=lambda row, network: seen.append((row.epoch, network.training)))
+    validated = [row.epoch for row in trained.history if row.validation_auc is not None]
+    assert [epoch for epoch, _ in seen] == [1, 2, 3, 4, 5]
+    assert not any(training for epoch, training in seen if epoch in validated)
+
+
 def test_the_best_epoch_is_kept() -> None:
     trained = train([Phase("only", TRAIN, 6, 3e-2, True)])
     aucs = [row.validation_auc for row in trained.history]
@@ -157,7 +207,7 @@ def test_only_selectable_phases_give_the_result() -> None:
 
 @pytest.mark.parametrize("stop_at", [2, 4, 5])
 def test_resuming_keeps_to_selectable_phases(tmp_path: Path, stop_at: int) -> None:
-    def interrupt(row: HistoryRow) -> None:
+    def interrupt(row: HistoryRow, _: nn.Module) -> None:
         if row.epoch == stop_at:
             raise KeyboardInterrupt
 
@@ -205,7 +255,7 @@ def test_the_callers_random_state_is_left_alone() -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_at: int, ema_decay: float) -> None:
     params = PARAMS.model_copy(update={"ema_decay": ema_decay})
 
-    def interrupt(row: HistoryRow) -> None:
+    def interrupt(row: HistoryRow, _: nn.Module) -> None:
         if row.epoch == stop_at:
             raise KeyboardInterrupt
 
@@ -214,7 +264,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_at: int,
         train(params=params, execution=keeping, on_epoch=interrupt)
     assert (tmp_path / CHECKPOINT_FILE).exists()
     epochs: list[int] = []
-    resumed = train(params=params, execution=keeping, on_epoch=lambda row: epochs.append(row.epoch))
+    resumed = train(params=params, execution=keeping, on_epoch=lambda row, _: epochs.append(row.epoch))
     assert epochs == list(range(stop_at + 1, 6))
     assert same(resumed, train(params=params))
 
@@ -243,7 +293,7 @@ def test_checkpoints_are_written_when_it_is_time(tmp_path: Path) -> None:
     class KilledError(Exception):
         pass
 
-    def kill(row: HistoryRow) -> None:
+    def kill(row: HistoryRow, _: nn.Module) -> None:
         if row.epoch == 3:
             raise KilledError  # nothing is saved on the way out, as with a killed process
 
@@ -252,7 +302,7 @@ def test_checkpoints_are_written_when_it_is_time(tmp_path: Path) -> None:
         train(execution=keeping, on_epoch=kill)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
     epochs: list[int] = []
-    assert same(train(execution=keeping, on_epoch=lambda row: epochs.append(row.epoch)), train())
+    assert same(train(execution=keeping, on_epoch=lambda row, _: epochs.append(row.epoch)), train())
     assert epochs == [4, 5]
 
 
@@ -260,7 +310,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     keeping = Execution(checkpoint_dir=tmp_path, checkpoint_minutes=1e-9, progress=False)
     first = train(execution=keeping)
     epochs: list[int] = []
-    assert same(train(execution=keeping, on_epoch=lambda row: epochs.append(row.epoch)), first)
+    assert same(train(execution=keeping, on_epoch=lambda row, _: epochs.append(row.epoch)), first)
     assert epochs == []
 
 

@@ -96,6 +96,27 @@ def test_a_step_without_epochs_is_left_out() -> None:
     assert phase.selectable
 
 
+def test_a_cosine_is_one_phase_and_has_no_second_step() -> None:
+    params = train_base.Params(
+        schedule="cosine",
+        warmup_steps=7,
+        epochs=5,
+        learning_rate=1e-2,
+        final_epochs=0,
+        final_learning_rate=1e-5,
+    )
+    (phase,) = params.phases("real", [FRAME])
+    assert (phase.name, phase.epochs, phase.learning_rate) == ("real", 5, 1e-2)
+    assert (phase.final_learning_rate, phase.warmup_steps) == (1e-5, 7)
+    with pytest.raises(ValidationError, match="expected final_epochs 0"):
+        train_base.Params(schedule="cosine", epochs=5)  # the default has 50 final epochs
+
+
+def test_only_the_first_step_is_warmed_up() -> None:
+    phases = train_base.Params(warmup_steps=7).phases("real", [FRAME])
+    assert [(phase.warmup_steps, phase.final_learning_rate) for phase in phases] == [(7, None), (0, None)]
+
+
 def test_the_verdict_knows_the_phases_that_show_real_images() -> None:
     schedule = TwoStepSchedule(epochs=1, learning_rate=1e-3, final_epochs=1, augment=False)
     names = {
@@ -105,7 +126,7 @@ def test_the_verdict_knows_the_phases_that_show_real_images() -> None:
     assert not set(REAL_PHASES) & set(names["synthetic"])
 
 
-@pytest.mark.parametrize("preset", ["default", "drive-smoke"])
+@pytest.mark.parametrize("preset", ["default", "drive-smoke", "drive-cpu"])
 def test_presets_train_both_models_alike_on_real_images(preset: str) -> None:
     values = read_yaml(PRESETS / f"{preset}.yaml")
     assert values["retrain"]["real"] == values["train_base"]
