@@ -1,7 +1,7 @@
 """Pictures and tables of a finished run: `python docs/results/pictures.py docs/results/NAME`.
 
-Photographs of a dataset are left out, since most may not be redistributed: overlays stand on black, at half
-size, unless `--photographs` is given, which is for the drawn phantoms.
+Most datasets may not be redistributed, neither photographs nor labels, and hits and misses together are the
+labels: only what the models mark is drawn, at half size, unless `--drawn` says that the images are phantoms.
 """
 
 import json
@@ -34,17 +34,17 @@ REGIONS = {"inside the field of view": "metrics", "full frame": "metrics/full_fr
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--photographs", is_flag=True, help="Draw overlays over the photographs.")
-def main(folder: Path, photographs: bool) -> None:
-    """Write overlays.png, synthetic.png, gan.png and tables.md of the run in the working directory."""
+@click.option("--drawn", is_flag=True, help="The images are phantoms: show them, with hits and misses.")
+def main(folder: Path, drawn: bool) -> None:
+    """Write masks.png, synthetic.png, gan.png and tables.md of the run in the working directory."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_png(folder / "overlays.png", overlays(photographs))
+    write_png(folder / "masks.png", masks(drawn))
     write_png(folder / "synthetic.png", synthetic())
     shutil.copy(max(Path("models/gan/samples").glob("generated_*.png")), folder / "gan.png")
     (folder / "tables.md").write_text(tables(), encoding="utf-8")
 
 
-def overlays(photographs: bool) -> NDArray[np.uint8]:
+def masks(drawn: bool) -> NDArray[np.uint8]:
     """Best, median and worst test image of the base model (columns), by each model (rows)."""
     table = pd.read_csv("metrics/per_image.csv", dtype={"id": str})
     rows_of_base = table[(table["model"] == "base") & (table["region"] == "fov")]
@@ -61,11 +61,14 @@ def overlays(photographs: bool) -> NDArray[np.uint8]:
             frame = samples[identity].load()
             assert frame.vessels is not None, "split `test` holds labelled images"
             marked = read_probability(Path(f"predictions/{model}/{identity}.png")) >= threshold
-            image = frame.image if photographs else np.zeros_like(frame.image)
-            picture = comparison_overlay(image, marked, frame.vessels, frame.fov)
+            if drawn:
+                picture = comparison_overlay(frame.image, marked, frame.vessels, frame.fov)
+            else:
+                white = np.where(marked & frame.fov, np.uint8(255), np.uint8(0))
+                picture = np.repeat(white[:, :, None], 3, axis=2)
             row.append(_to_width(picture, picture.shape[1] // 2 if picture.shape[1] > 400 else 256))
         rows.append(np.concatenate(row, axis=1))
-    return with_legend(np.concatenate(rows))
+    return with_legend(np.concatenate(rows)) if drawn else np.concatenate(rows)
 
 
 def synthetic(count: int = 8, side: int = 128) -> NDArray[np.uint8]:

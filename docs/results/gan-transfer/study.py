@@ -31,6 +31,7 @@ from stylegan2.training import train
 
 SIZE = 128
 INIT = "phantom128"
+SEED = 0
 HELD_OUT_SEED = 7  # neither the pretraining's nor the default preset's collection
 
 
@@ -87,12 +88,19 @@ def main() -> None:
     results = {}
     for name, init in (("fine-tuned", INIT), ("from scratch", None)):
         folder = arguments.out / f"{arguments.dataset}-{name.replace(' ', '-')}"
+        asked = options(init, arguments.kimg)
         if not (folder / "config.json").exists():
-            train(images, options(init, arguments.kimg), seed=0, out_dir=folder, progress=False)
+            train(images, asked, seed=SEED, out_dir=folder, progress=False)
+        require_same_training(folder, asked)
         table = pd.read_csv(folder / "kid.csv")
         axes.plot(table.kimg, table.kid, marker="o", ms=3, label=name)
         axes.fill_between(table.kimg, table.kid_lo, table.kid_hi, alpha=0.2)
-        results[name] = compare(folder, images, arguments.dataset)
+        results[name] = {
+            "kimg": arguments.kimg,
+            "seed": SEED,
+            "threads": arguments.threads,
+            **compare(folder, images, arguments.dataset),
+        }
         last = sorted((folder / "samples").glob("generated_*.png"))[-1]
         write_png(
             arguments.out / f"{arguments.dataset}-{name.replace(' ', '-')}.png", np.asarray(Image.open(last))
@@ -101,6 +109,21 @@ def main() -> None:
     axes.legend()
     figure.savefig(arguments.out / f"{arguments.dataset}-kid.svg", metadata={"Date": None})
     (arguments.out / f"{arguments.dataset}.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def require_same_training(folder: Path, asked: TrainingOptions) -> None:
+    """Stop when the networks in the folder come from another training than the one asked for."""
+    found = json.loads((folder / "config.json").read_text())["options"]
+    wanted = asked.model_dump(mode="json")
+    different = [
+        f"{key}: {found[key]!r} there, {value!r} asked"
+        for key, value in wanted.items()
+        if value != "auto" and key in found and found[key] != value
+    ]
+    if different:
+        raise SystemExit(
+            f"{folder} holds another training ({'; '.join(different)}); delete it or give another OUT"
+        )
 
 
 def compare(folder: Path, images: np.ndarray, dataset: str) -> dict[str, object]:
