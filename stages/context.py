@@ -136,7 +136,7 @@ class StageRun:
         # A queued DVC experiment runs in a temporary copy; DVC_ROOT names the repository that stays.
         root = Path(os.environ.get("DVC_ROOT", "."))
         # How it is computed is no part of the stage's identity, but a state must not go on elsewhere.
-        how = self.runtime.model_dump(include={"device", "precision", "ops"})
+        how = self.runtime.model_dump(include={"device", "precision", "ops", "convolution"})
         how |= {"torch": version("torch"), "threads": self.runtime.thread_count()}
         key = fingerprint([], [], {"what": self._fingerprint, **how})
         return root / ".checkpoints" / self.name / key[:20]

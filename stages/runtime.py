@@ -5,9 +5,9 @@ the last digits of every sum, and training carries them on.
 """
 
 import os
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.schema import Strict
 
@@ -23,6 +23,8 @@ class Runtime(Strict):
     Attributes:
         precision: the segmenter's, on CUDA only.
         ops: implementation of the GAN's operations; auto leaves it to $STYLEGAN2_OPS, and to what can run.
+        convolution: algorithm of the GAN's 3×3 convolutions; winograd is part of the CPU kernels; auto leaves
+            it to $STYLEGAN2_CONVOLUTION, and to where it pays.
     """
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
@@ -31,7 +33,20 @@ class Runtime(Strict):
     processes: Literal["auto"] | Count = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     ops: Literal["auto", "cuda", "cpu", "reference"] = "auto"
+    convolution: Literal["auto", "direct", "winograd"] = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+
+    @model_validator(mode="after")
+    def _winograd_on_the_cpu(self) -> Self:
+        if self.convolution == "winograd":
+            wrong = [f"device: {self.device}"] if self.device not in ("auto", "cpu") else []
+            wrong += [f"ops: {self.ops}"] if self.ops not in ("auto", "cpu") else []
+            if wrong:
+                raise ValueError(
+                    f"convolution: got 'winograd', which is part of the compiled CPU kernels, with "
+                    f"{' and '.join(wrong)}; expected auto or direct, or device and ops auto or cpu"
+                )
+        return self
 
     def process_count(self) -> int:
         """Number of processes for work that is split over processes."""

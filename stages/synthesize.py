@@ -45,6 +45,8 @@ def main(run: StageRun) -> None:
     params: Params = run.params
     if run.runtime.ops != "auto":
         ops.select(run.runtime.ops)
+    if run.runtime.convolution != "auto":
+        ops.select_convolution(run.runtime.convolution)
     gan = run.dep("models/gan")
     if params.snapshot == "best":
         gan = gan / "best"

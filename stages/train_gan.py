@@ -67,6 +67,8 @@ def main(run: StageRun) -> None:
     options: Params = run.params
     if run.runtime.ops != "auto":
         ops.select(run.runtime.ops)
+    if run.runtime.convolution != "auto":
+        ops.select_convolution(run.runtime.convolution)
     run.dep(PRETRAINED)  # one of both is where a local options.init lies
     run.dep(SHIPPED_NETWORKS)
     samples = load_samples(run.dep("data/prepared/development"), "train")

@@ -11,6 +11,7 @@ from stylegan2.augment_parameters import (
     AugmentParameters,
     Draws,
     FixedPercentile,
+    beside,
     sample_parameters,
 )
 from stylegan2.errors import StyleGAN2Error
@@ -88,9 +89,11 @@ class AugmentPipe(nn.Module):
     def apply_parameters(self, images: Tensor, params: AugmentParameters) -> Tensor:
         """Apply given parameters: geometry, colour, band gains, noise, cutout, in this order."""
         batch, _, height, width = images.shape
-        matrices = sampling_matrices(params, batch, width, height, images.device)
+        params = params.on_host()
+        host = torch.device("cpu")
+        matrices = sampling_matrices(params, batch, width, height, host)
         images = resample(images, matrices, self.wavelet)
-        images = apply_color(images, color_matrices(params, batch, images.device))
+        images = apply_color(images, color_matrices(params, batch, host))
         if params.imgfilter is not None:
             images = self._filter_bands(images, params.imgfilter)
         if params.noise_sigma is not None and params.noise_field is not None:
@@ -100,7 +103,10 @@ class AugmentPipe(nn.Module):
         return images
 
     def _filter_bands(self, images: Tensor, gains: Tensor) -> Tensor:
-        """Amplify and weaken the four frequency bands of the images whose gains [N, 4] are not all 1."""
+        """Amplify and weaken the four frequency bands of the images whose gains [N, 4] are not all 1.
+
+        The gains are best on the CPU: which images they touch decides on shapes.
+        """
         height, width = images.shape[2:]
         if min(height, width) < 2:
             raise StyleGAN2Error(
@@ -110,8 +116,9 @@ class AugmentPipe(nn.Module):
         touched = (gains != 1).any(dim=1)
         if not bool(touched.any()):
             return images
-        kernels = self.normalised_gains(gains[touched]) @ self.bands  # [M, taps]
         index = touched.nonzero().squeeze(1)
+        kernels = self.normalised_gains(beside(gains[index], images)) @ self.bands  # [M, taps]
+        index = beside(index, images)
         return images.index_copy(0, index, _separable_filter(images[index], kernels))
 
     def normalised_gains(self, gains: Tensor) -> Tensor:

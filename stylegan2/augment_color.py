@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from stylegan2.augment_parameters import AugmentParameters
+from stylegan2.augment_parameters import AugmentParameters, beside
 from stylegan2.errors import StyleGAN2Error
 
 
@@ -45,7 +45,7 @@ def apply_color(images: Tensor, matrices: Tensor) -> Tensor:
 
     Args:
         images: [N, C, H, W] with 3 channels, or 1: grey is treated as r = g = b, the result is their mean.
-        matrices: [N, 4, 4].
+        matrices: [N, 4, 4], best on the CPU: whether they do anything is decided there.
 
     Raises:
         StyleGAN2Error: for another number of channels.
@@ -57,7 +57,7 @@ def apply_color(images: Tensor, matrices: Tensor) -> Tensor:
         )
     if bool((matrices == torch.eye(4, device=matrices.device)).all()):
         return images
-    matrices = matrices.to(images.device, images.dtype)
+    matrices = beside(matrices.to(images.dtype), images)
     linear, offset = matrices[:, :3, :3], matrices[:, :3, 3:]
     if channels == 1:
         linear = linear.sum(dim=2, keepdim=True).mean(dim=1, keepdim=True)  # [N, 1, 1]

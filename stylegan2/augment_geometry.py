@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan2.augment_parameters import AugmentParameters
+from stylegan2.augment_parameters import AugmentParameters, beside
 from stylegan2.ops.upfirdn2d import downsample2d, upsample2d
 
 # The centre of gravity of sym6 lies half a tap off the middle of its twelve taps.
@@ -59,7 +59,8 @@ def resample(images: Tensor, matrices: Tensor, wavelet: Tensor) -> Tensor:
     Args:
         images: [N, C, H, W].
         matrices: [N, 3, 3] of `sampling_matrices`; images with a unit matrix pass through untouched, which
-            is exact because the wavelet reconstructs perfectly.
+            is exact because the wavelet reconstructs perfectly. Best on the CPU, which decides on shapes by
+            them: on a GPU every decision waits for all that it has to do.
         wavelet: [12] sym6 taps with sum 1.
     """
     touched = (matrices != torch.eye(3, device=matrices.device)).flatten(1).any(dim=1)
@@ -67,8 +68,10 @@ def resample(images: Tensor, matrices: Tensor, wavelet: Tensor) -> Tensor:
         return images
     if bool(touched.all()):
         return _resample_all(images, matrices, wavelet)
-    index = touched.nonzero().squeeze(1).to(images.device)
-    return images.index_copy(0, index, _resample_all(images[index], matrices[touched], wavelet))
+    index = touched.nonzero().squeeze(1)
+    matrices = matrices[index]
+    index = beside(index, images)
+    return images.index_copy(0, index, _resample_all(images[index], matrices, wavelet))
 
 
 def reflection_padding(matrices: Tensor, width: int, height: int, taps: int) -> tuple[int, int, int, int]:
@@ -132,7 +135,7 @@ def _resample_all(images: Tensor, matrices: Tensor, wavelet: Tensor) -> Tensor:
     theta, grid_height, grid_width = normalised_sampling(matrices, width, height, padding, taps)
     doubled = upsample2d(F.pad(images, padding, mode="reflect"), wavelet, up=2)
     size = [batch, channels, grid_height, grid_width]
-    grid = F.affine_grid(theta.to(images.device, images.dtype), size, align_corners=False)
+    grid = F.affine_grid(beside(theta.to(images.dtype), images), size, align_corners=False)
     moved = F.grid_sample(doubled, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return downsample2d(moved, wavelet, down=2, padding=-2 * _low_pass_reach(taps), flip_filter=True)
 

@@ -1,7 +1,7 @@
 """The random parameters of the augmentations: which there are, and how they are drawn for each image."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,12 @@ SATURATION_STD = 1.0
 IMGFILTER_STD = 1.0
 NOISE_STD = 0.1
 CUTOUT_SIZE = 0.5  # of the image's side
+
+# What shapes and matrices are made of
+_DECIDING = (
+    *("xflip", "rotate90", "xint", "scale", "rotate_pre", "aniso", "rotate_post", "xfrac"),
+    *("brightness", "contrast", "lumaflip", "hue", "saturation", "imgfilter"),
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,29 @@ class AugmentParameters:
     noise_field: Tensor | None = None
     cutout_size: Tensor | None = None
     cutout_center: Tensor | None = None
+
+    def on_host(self) -> "AugmentParameters":
+        """Bring all that decides on shapes and matrices to the CPU; noise and cutout stay where they are."""
+        drawn = {name: value for name in _DECIDING if (value := getattr(self, name)) is not None}
+        if not drawn:
+            return self
+        # Which images are touched, and how far they move, decides on the shapes of tensors, and only the CPU
+        # can decide on those. It has to wait for the GPU, so it waits once: for one tensor [N, all columns].
+        columns = [value[:, None].flatten(1) for value in drawn.values()]
+        together = torch.cat(columns, dim=1).cpu()
+        parts = together.split([column.shape[1] for column in columns], dim=1)
+        there = {
+            name: part.reshape(value.shape).to(value.dtype).contiguous()
+            for (name, value), part in zip(drawn.items(), parts, strict=True)
+        }
+        return replace(self, **there)
+
+
+def beside(tensor: Tensor, images: Tensor) -> Tensor:
+    """Copy a tensor of the CPU to where the images are, without waiting for a GPU."""
+    if images.is_cuda and not tensor.is_cuda:
+        tensor = tensor.pin_memory()  # from other memory a copy may wait for all that the GPU has to do
+    return tensor.to(images.device, non_blocking=True)
 
 
 class Draws:

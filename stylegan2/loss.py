@@ -1,7 +1,9 @@
 """The four objectives of StyleGAN2 training: main loss and lazy regularisation of either network."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,8 @@ class StyleGAN2Loss:
     """Computes the objectives and adds their gradients to the parameters.
 
     Every `accumulate_…` method runs forward and backward for one phase; afterwards the gradients wait in the
-    `.grad` of whichever parameters require one.
+    `.grad` of whichever parameters require one. On CUDA nothing here waits for the GPU: a loss that is not
+    finite is noticed in the phase after it; call `raise_if_diverged` before weights are kept.
 
     Args:
         generator: in training mode; every forward pass moves its running mean of w.
@@ -63,6 +66,18 @@ class StyleGAN2Loss:
         self.report = report
         self.noise_mode = noise_mode
         self.pl_mean = torch.zeros((), device=next(generator.parameters()).device)
+        self._unread: deque[_UnreadLoss] = deque()
+
+    def raise_if_diverged(self) -> None:
+        """Look at the losses that nobody has looked at yet; there are none on the CPU.
+
+        Raises:
+            StyleGAN2Error: one of them is not finite.
+        """
+        while self._unread:
+            name, value, copied = self._unread.popleft()
+            copied.synchronize()
+            _raise_unless_finite(name, float(value))
 
     def accumulate_gmain(
         self, z: Tensor, c: Tensor | None = None, rng: torch.Generator | None = None
@@ -82,7 +97,7 @@ class StyleGAN2Loss:
         self._report_logits("fake", logits)
         loss = F.softplus(-logits)
         self.report("loss_G", loss)
-        _backward("generator loss", loss.mean())
+        self._backward("generator loss", loss.mean())
 
     def accumulate_greg(
         self,
@@ -115,7 +130,7 @@ class StyleGAN2Loss:
         self.report("pl_penalty", penalty)
         loss = penalty * self.pl_weight
         self.report("loss_G_reg", loss)
-        _backward("path-length penalty", loss.mean() * gain)
+        self._backward("path-length penalty", loss.mean() * gain)
 
     def accumulate_dmain(
         self,
@@ -143,11 +158,11 @@ class StyleGAN2Loss:
         fake_logits = self._judge(images, c, rng)
         self._report_logits("fake", fake_logits)
         fake_loss = F.softplus(fake_logits)
-        _backward("discriminator loss on generated images", fake_loss.mean())
+        self._backward("discriminator loss on generated images", fake_loss.mean())
         real_logits = self._judge(real, real_c, rng)
         self._report_logits("real", real_logits)
         real_loss = F.softplus(-real_logits)
-        _backward("discriminator loss on real images", real_loss.mean())
+        self._backward("discriminator loss on real images", real_loss.mean())
         self.report("loss_D", fake_loss.detach() + real_loss.detach())
 
     def accumulate_dreg(
@@ -179,7 +194,7 @@ class StyleGAN2Loss:
         self.report("loss_D_reg", loss)
         # `real` requires a gradient, too; with the weights as the only inputs none is computed for it.
         weights = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
-        _backward("R1 penalty", loss.mean() * gain, weights)
+        self._backward("R1 penalty", loss.mean() * gain, weights)
 
     def path_length_noise(self, images: Tensor, rng: torch.Generator | None) -> Tensor:
         """Draw the standard normal y of the path-length penalty, shaped like the images."""
@@ -199,12 +214,13 @@ class StyleGAN2Loss:
         # ---------------------------------------------------------------------------------------------------
         num_ws = ws.shape[1]
         mixes = torch.rand([], generator=rng, device=z.device) < self.style_mixing_prob
-        first_mixed = int(torch.randint(1, num_ws, [], generator=rng, device=z.device))
+        first_mixed = torch.randint(1, num_ws, [], generator=rng, device=z.device)
         other_z = torch.randn(z.shape, generator=rng, device=z.device)
-        if not bool(mixes):
-            return ws
+        # The choice stays where it was drawn: to ask for it would wait for all that the GPU has to do, and
+        # the mapping network that runs in vain now and then is a small part of a phase.
         other = self.generator.mapping(other_z, c, skip_w_avg_update=True)
-        return torch.cat([ws[:, :first_mixed], other[:, first_mixed:]], dim=1)
+        mixed = mixes & (torch.arange(num_ws, device=z.device) >= first_mixed)  # [num_ws]
+        return torch.where(mixed[:, None], other, ws)
 
     def _judge(self, images: Tensor, c: Tensor | None, rng: torch.Generator | None) -> Tensor:
         if self.augment is not None:
@@ -216,20 +232,47 @@ class StyleGAN2Loss:
         self.report(f"scores_{kind}", logits.detach())
         self.report(f"signs_{kind}", logits.detach().sign())
 
+    def _backward(self, name: str, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        """Backpropagate a scalar.
 
-def _backward(name: str, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
-    """Backpropagate a scalar.
+        Args:
+            name: of the loss, for the message.
+            loss: scalar.
+            inputs: the leaves that receive gradients; None = all that require one.
 
-    Args:
+        Raises:
+            StyleGAN2Error: it is not finite; on CUDA: an earlier one was not.
+        """
+        self.raise_if_diverged()
+        value = loss.detach()
+        if value.is_cuda:
+            # Reading it now would wait for the GPU. It is copied as soon as it is computed, and read when the
+            # next loss arrives; the step between takes no harm, as `step_with_gradients` bounds gradients.
+            value = value.to("cpu", non_blocking=True)
+            self._unread.append(
+                _UnreadLoss(name, value, torch.cuda.current_stream(loss.device).record_event())
+            )
+        else:
+            _raise_unless_finite(name, float(value))
+        loss.backward(inputs=inputs)
+
+
+class _UnreadLoss(NamedTuple):
+    """A loss on its way from the GPU.
+
+    Attributes:
         name: of the loss, for the message.
-        loss: scalar.
-        inputs: the leaves that receive gradients; None = all that require one.
-
-    Raises:
-        StyleGAN2Error: when it is not finite.
+        value: scalar in pinned memory, to be read after `copied`.
+        copied: happens when the value has arrived.
     """
-    if not bool(torch.isfinite(loss.detach())):
+
+    name: str
+    value: Tensor
+    copied: torch.cuda.Event
+
+
+def _raise_unless_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
         raise StyleGAN2Error(
-            f"training diverged: {name} is {float(loss.detach())}; check the images, lower lr, or raise gamma"
+            f"training diverged: {name} is {value}; check the images, lower lr, or raise gamma"
         )
-    loss.backward(inputs=inputs)

@@ -36,7 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise StyleGAN2Error(
             f"{path} is missing: {folder} is not the folder of a trained GAN; name another one"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets in brackets, by the thousand
         raise StyleGAN2Error(f"{path} is not valid JSON ({error}); restore the file") from None
     if not isinstance(config, dict) or config.get("kind") != KIND:
         raise StyleGAN2Error(f'{path}: expected "kind": "{KIND}"; name the folder of a trained GAN')

@@ -9,11 +9,11 @@ import hashlib
 import http.client
 import logging
 import os
-import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import BinaryIO
 
 from stylegan2.cache import CACHE_VARIABLE, cache_folder
 from stylegan2.errors import StyleGAN2Error
@@ -30,6 +30,7 @@ NAMED_ADDRESSES = {
     "celebahq256": _PUBLIC + "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
     "lsundog256": _PUBLIC + "lsundog-res256-paper256-kimg100000-noaug.pkl",
 }
+MAX_DOWNLOAD_BYTES = 4 * 2**30  # networks of 1,024 pixels have some hundred million bytes
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -120,15 +121,19 @@ def _download(address: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as response, part.open("wb") as file:
-            shutil.copyfileobj(response, file, _CHUNK)
-            expected = response.headers.get("Content-Length")
-        received = part.stat().st_size
-        if expected is not None and received != int(expected):
-            raise http.client.IncompleteRead(b"", int(expected) - received)
+        with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as response:
+            length = response.headers.get("Content-Length")
+            expected = None if length is None else int(length)
+            _check_size(address, expected or 0)
+            with part.open("wb") as file:
+                received = _copy(address, response, file)
+        if expected is not None and received != expected:
+            raise http.client.IncompleteRead(b"", expected - received)
         part.replace(target)
     except http.client.IncompleteRead:
         raise StyleGAN2Error(f"init: {address} broke off in the middle; try again") from None
+    except StyleGAN2Error:
+        raise
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):  # is a response, too
             error.close()
@@ -138,6 +143,24 @@ def _download(address: str, target: Path) -> None:
         ) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _copy(address: str, source: BinaryIO, target: BinaryIO) -> int:
+    """Copy to the end, but no more than is allowed: a server need not say how much it sends, nor stop."""
+    received = 0
+    while chunk := source.read(_CHUNK):
+        received += len(chunk)
+        _check_size(address, received)
+        target.write(chunk)
+    return received
+
+
+def _check_size(address: str, size: int) -> None:
+    if size > MAX_DOWNLOAD_BYTES:
+        raise StyleGAN2Error(
+            f"init: {address} sends {size:,} bytes or more, expected a network of at most "
+            f"{MAX_DOWNLOAD_BYTES:,}; check the address, or fetch the file elsewhere and give its path"
+        )
 
 
 def _imported(pickle: Path) -> Path:

@@ -72,7 +72,7 @@ def doctor(rebuild: bool) -> None:
 def _show_tools() -> None:
     import torch
 
-    from stylegan2.ops import build, toolchain
+    from stylegan2.ops import toolchain
 
     def version(find: Callable[[], tuple[str, ...]]) -> str:
         try:
@@ -94,7 +94,20 @@ def _show_tools() -> None:
     else:
         _line("CUDA", problem)
     _line("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
-    _line("cache", str(build.cache_folder()))
+    _line("cache", _cache())
+
+
+def _cache() -> str:
+    """Where it is, and what it holds, in millions of bytes."""
+    from stylegan2.cache import cache_folder, folder_sizes
+
+    folder = cache_folder()
+    try:
+        sizes = folder_sizes(folder)
+    except OSError as error:
+        return f"{folder} cannot be read ({error.strerror})"
+    parts = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items() if size)
+    return f"{folder}, {sum(sizes.values()) / 1e6:.1f} MB{f' ({parts})' if parts else ''}"
 
 
 def _built(recipe: "Recipe", rebuild: bool) -> str:

@@ -6,13 +6,13 @@ import click
 
 from stylegan2.commands.parameters import (
     SEEDS,
+    Drawing,
     Problems,
     drawing_options,
     example,
     folder_problems,
     grid_problems,
-    network_argument,
-    select_device,
+    noise_option,
     shows_errors,
 )
 
@@ -20,32 +20,14 @@ from stylegan2.commands.parameters import (
 @click.command(
     epilog=example("stylegan2 generate models/gan --seeds 0-35,77 --trunc 0.7 --grid grid.png -o images")
 )
-@network_argument
 @click.option("--seeds", type=SEEDS, required=True, help="One image for each, such as 0-35,77.")
-@click.option(
-    "--noise-mode",
-    type=click.Choice(["const", "random", "none"]),
-    default="const",
-    show_default=True,
-    help="Noise inputs: the network's own, drawn from the seed, or none.",
-)
+@noise_option("const", "random", "none")
 @click.option("--grid", metavar="FILE.png", help="Also write all images into one picture, in OUT.")
 @click.option("--columns", type=click.IntRange(1), help="Images per row of the grid [about square].")
 @drawing_options("OUT", "Folder to write to.")
 @shows_errors
 def generate(
-    network: Path,
-    seeds: list[int],
-    psi: float,
-    cutoff: int | None,
-    class_index: int | None,
-    noise_mode: str,
-    grid: str | None,
-    columns: int | None,
-    batch: int,
-    device: str,
-    out: Path,
-    overwrite: bool,
+    drawing: Drawing, seeds: list[int], noise_mode: str, grid: str | None, columns: int | None
 ) -> None:
     """Draw one image for each seed into OUT.
 
@@ -55,31 +37,22 @@ def generate(
     from tqdm import tqdm
 
     from stylegan2.images import image_grid, write_png
-    from stylegan2.sampling import load_generator, sample_images, sampling_problems
+    from stylegan2.sampling import sample_images
 
-    problems = Problems()
-    problems.add(*folder_problems(out, overwrite), *_grid_name_problems(grid, columns))
-    with problems.gather():
-        place = select_device(device)
-    with problems.gather():
-        generator = load_generator(network)
-        problems.add(
-            *sampling_problems(
-                generator, seeds, psi, class_index=class_index, truncation_cutoff=cutoff, batch=batch
-            )
-        )
-        if grid is not None:
-            problems.add(*grid_problems(generator, len(seeds), "grid"))
-    problems.raise_if_any()
-
-    generator.to(place)
+    out = drawing.out
+    problems = Problems(*folder_problems(out, drawing.overwrite), *_grid_name_problems(grid, columns))
+    generator = drawing.load_generator(
+        seeds,
+        problems,
+        lambda generator: [] if grid is None else grid_problems(generator, len(seeds), "grid"),
+    )
     images = sample_images(
         generator,
         seeds,
-        psi,
-        batch,
-        class_index=class_index,
-        truncation_cutoff=cutoff,
+        drawing.psi,
+        drawing.batch,
+        class_index=drawing.class_index,
+        truncation_cutoff=drawing.cutoff,
         noise_mode=noise_mode,
     )
     kept = []
@@ -93,7 +66,7 @@ def generate(
 
         side = columns or max(1, round(len(kept) ** 0.5))
         write_png(out / grid, image_grid(np.stack(kept), side))
-    click.echo(f"{len(seeds)} image{'s' if len(seeds) > 1 else ''} in {out} (ψ = {psi:g})")
+    click.echo(f"{len(seeds)} image{'s' if len(seeds) > 1 else ''} in {out} (ψ = {drawing.psi:g})")
 
 
 def _grid_name_problems(grid: str | None, columns: int | None) -> list[str]:

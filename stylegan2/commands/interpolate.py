@@ -1,17 +1,14 @@
 """`stylegan2 interpolate`: a walk from seed to seed as GIF or MP4."""
 
-from pathlib import Path
-
 import click
 
 from stylegan2.commands.parameters import (
     KEY_SEEDS,
+    Drawing,
     Problems,
     drawing_options,
     example,
     file_problems,
-    network_argument,
-    select_device,
     shows_errors,
 )
 
@@ -21,7 +18,6 @@ from stylegan2.commands.parameters import (
         "stylegan2 interpolate models/gan --seeds 3,14,15,92 --trunc 0.7 --frames-per-segment 50 -o walk.gif"
     )
 )
-@network_argument
 @click.option("--seeds", type=KEY_SEEDS, required=True, help="At least two, in the order of the walk.")
 @click.option(
     "--frames-per-segment",
@@ -40,51 +36,33 @@ from stylegan2.commands.parameters import (
 )
 @drawing_options("FILE", "A .gif or an .mp4.")
 @shows_errors
-def interpolate(
-    network: Path,
-    seeds: list[int],
-    frames_per_segment: int,
-    fps: float,
-    space: str,
-    psi: float,
-    cutoff: int | None,
-    class_index: int | None,
-    batch: int,
-    device: str,
-    out: Path,
-    overwrite: bool,
-) -> None:
+def interpolate(drawing: Drawing, seeds: list[int], frames_per_segment: int, fps: float, space: str) -> None:
     """Film a smooth closed walk through the images of the seeds: a periodic cubic spline."""
     from tqdm import tqdm
 
     from stylegan2.interpolation import interpolate_ws, video_problems, write_video
-    from stylegan2.sampling import draw_ws, load_generator, sampling_problems
+    from stylegan2.sampling import draw_ws
 
-    problems = Problems()
-    problems.add(*file_problems(out, overwrite), *video_problems(out, fps))
+    out = drawing.out
+    problems = Problems(*file_problems(out, drawing.overwrite), *video_problems(out, fps))
     if len(seeds) < 2:
         problems.add("seeds: got one, expected at least two to walk between")
-    with problems.gather():
-        place = select_device(device)
-    with problems.gather():
-        generator = load_generator(network)
-        problems.add(
-            *sampling_problems(generator, seeds, psi, class_index=class_index, truncation_cutoff=cutoff)
-        )
-    problems.raise_if_any()
-
-    generator.to(place)
+    generator = drawing.load_generator(seeds, problems)
     ws = interpolate_ws(
         generator,
         seeds,
         frames_per_segment,
-        psi,
+        drawing.psi,
         space=space,
-        class_index=class_index,
-        truncation_cutoff=cutoff,
+        class_index=drawing.class_index,
+        truncation_cutoff=drawing.cutoff,
     )
     frames = tqdm(
-        draw_ws(generator, ws, batch=batch), desc="interpolate", unit="frame", total=len(ws), disable=None
+        draw_ws(generator, ws, batch=drawing.batch),
+        desc="interpolate",
+        unit="frame",
+        total=len(ws),
+        disable=None,
     )
     write_video(out, frames, fps)
     click.echo(f"{out}: {len(ws)} frames, {len(ws) / fps:.3g} seconds")

@@ -5,8 +5,9 @@ Nothing here loads torch at the top, so that `--help` answers at once.
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -25,6 +26,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _ITEM = re.compile(r"(\d+)(?:\s*-\s*(\d+))?", re.ASCII)
 _MAX_GRID_BYTES = 2**30
+_NOISE = {"const": "the network's own", "random": "drawn from the seed", "none": "none"}
 
 
 class NumberRanges(click.ParamType):
@@ -102,10 +104,14 @@ LAYERS = NumberRanges("layers", highest=999, most=1_000)
 
 
 class Problems:
-    """Gathers everything that is wrong with a command's arguments, to show it at once."""
+    """Gathers everything that is wrong with a command's arguments, to show it at once.
 
-    def __init__(self) -> None:
-        self.messages: list[str] = []
+    Args:
+        messages: problems that are known already.
+    """
+
+    def __init__(self, *messages: str) -> None:
+        self.messages = list(messages)
 
     def add(self, *messages: str) -> None:
         """Note problems: what was got, what was expected, what to do."""
@@ -199,17 +205,91 @@ def output_option(metavar: str, help_text: str) -> Decorator:
     return click.option("-o", "--out", required=True, type=kind, metavar=metavar, help=help_text)
 
 
+def noise_option(*modes: str) -> Decorator:
+    """Add --noise-mode, which is one of these; the first one is the default."""
+    words = [_NOISE[mode] for mode in modes]
+    return click.option(
+        "--noise-mode",
+        type=click.Choice(modes),
+        default=modes[0],
+        show_default=True,
+        help=f"Noise inputs: {', '.join(words[:-1])}, or {words[-1]}.",
+    )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the commands that draw images share; see `drawing_options`.
+
+    Attributes:
+        network: folder of the network.
+        psi: truncation ψ.
+        cutoff: layers to truncate, from the first on; None = all.
+        class_index: class to draw; None without classes.
+        batch: images computed at once.
+        device: name of it.
+        out: folder or file to write to.
+        overwrite: whether files of an earlier run may be replaced.
+    """
+
+    network: Path
+    psi: float
+    cutoff: int | None
+    class_index: int | None
+    batch: int
+    device: str
+    out: Path
+    overwrite: bool
+
+    def load_generator(
+        self,
+        seeds: Sequence[int],
+        problems: Problems,
+        check: Callable[["Generator"], Sequence[str]] = lambda generator: (),
+    ) -> "Generator":
+        """Load the network onto its device.
+
+        Args:
+            seeds: to draw from.
+            problems: what is wrong with the command's other arguments.
+            check: names what is wrong with those that depend on the network.
+
+        Raises:
+            StyleGAN2Error: with all problems: these, and those of device, network, seeds, truncation, class.
+        """
+        from stylegan2.sampling import load_generator, sampling_problems
+
+        with problems.gather():
+            place = select_device(self.device)
+        with problems.gather():
+            generator = load_generator(self.network)
+            problems.add(
+                *sampling_problems(
+                    generator, seeds, self.psi, class_index=self.class_index, truncation_cutoff=self.cutoff
+                ),
+                *check(generator),
+            )
+        problems.raise_if_any()
+        return generator.to(place)
+
+
 def drawing_options(metavar: str, help_text: str) -> Decorator:
-    """Add what the commands that draw images share: truncation, class, batch, device, output, --overwrite."""
+    """Add network, truncation, class, batch, device, output and --overwrite: the argument `drawing`."""
     options = (
-        *(truncation_options(), class_option, batch_option, device_option),
+        *(network_argument, truncation_options(), class_option, batch_option, device_option),
         *(output_option(metavar, help_text), overwrite_option),
     )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathered(**arguments: Any) -> None:
+            drawing = Drawing(**{field.name: arguments.pop(field.name) for field in fields(Drawing)})
+            command(drawing=drawing, **arguments)
+
+        decorated: Callable[..., Any] = gathered
         for option in reversed(options):
-            command = option(command)
-        return command
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 

@@ -2,9 +2,14 @@
 
 A build is a folder of the cache that holds the library and `build.json`. It is made under another name and
 renamed when it is complete, so whoever finds it finds all of it.
+
+Whoever adds or removes builds of a kind holds the lock of that kind. To find and load one takes no lock:
+should it vanish between both, loading fails, and `native.load` builds again. What is loaded stays so without
+its file.
 """
 
 import atexit
+import contextlib
 import hashlib
 import json
 import logging
@@ -34,6 +39,10 @@ _CPU_FLAGS = (
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 _COMPILER_SECONDS = 900
+# A new build ends the life of those that nobody has used for so long, but for the last few of its kind.
+UNUSED_DAYS = 30
+KEPT_BUILDS = 3
+_DAY = 86400
 _SHOWN_LINES, _SHOWN_COLUMNS = 20, 400  # of a compiler's output, from the start and from the end
 
 log = logging.getLogger(__name__)
@@ -160,13 +169,13 @@ def find_build(recipe: Recipe, folder: Path) -> Build | None:
         content = json.loads(record.read_text(encoding="utf-8"))
         content["library"] = record.with_name(content["library"])
         build = Build(**{**content, "flags": tuple(content["flags"]), "notes": tuple(content["notes"])})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return build if build.library.is_file() else None
 
 
 def build_once(recipe: Recipe, rebuild: bool = False) -> Build:
-    """Give the finished build, building it first where there is none.
+    """Give the finished build, building it first where there is none, and then removing old ones.
 
     Processes that ask at the same time wait for the one that builds. Where the cache cannot be written, the
     library is built in a temporary folder that lives as long as the process.
@@ -180,11 +189,11 @@ def build_once(recipe: Recipe, rebuild: bool = False) -> Build:
     """
     try:
         folder = cache_folder()
-        found = None if rebuild else find_build(recipe, folder)
+        found = None if rebuild else _use_build(recipe, folder)
         if found is not None:
             return found
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f"{recipe.name}.lock")
+        lock = _lock(folder, recipe.kind)
         lock.acquire(timeout=2 * _COMPILER_SECONDS)
     except filelock.Timeout as error:
         raise StyleGAN2Error(
@@ -194,15 +203,86 @@ def build_once(recipe: Recipe, rebuild: bool = False) -> Build:
         log.warning("ops: the cache cannot be written (%s): building in a temporary folder", error)
         return _build(recipe, _temporary_folder())
     try:
-        found = None if rebuild else find_build(recipe, folder)
-        return found or _build(recipe, folder)
+        found = None if rebuild else _use_build(recipe, folder)
+        if found is None:
+            found = _build(recipe, folder)
+            _prune(recipe, folder)
+        return found
     finally:
         lock.release()
 
 
 def discard(build: Build) -> None:
-    """Remove a build that cannot be used."""
-    shutil.rmtree(build.library.parent, ignore_errors=True)
+    """Remove a build that cannot be used, unless another process has replaced it by now."""
+    folder = build.library.parent
+    try:
+        with _lock(folder.parent, build.kind).acquire(timeout=2 * _COMPILER_SECONDS):
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            if record["built_at"] == build.built_at:
+                _remove(folder)
+    except (OSError, NotImplementedError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        # Gone already, or not ours to remove, or so damaged that nobody finds it.
+        log.debug("ops: %s stays as it is (%s)", folder, error)
+
+
+def _lock(folder: Path, kind: str) -> filelock.BaseFileLock:
+    return filelock.FileLock(folder / f"{kind}.lock")
+
+
+def _use_build(recipe: Recipe, folder: Path) -> Build | None:
+    """Find a build and note that it is in use; None where there is none, or it has just been removed."""
+    found = find_build(recipe, folder)
+    if found is None:
+        return None
+    record = found.library.with_name(RECORD)
+    try:
+        if time.time() - record.stat().st_mtime > _DAY:
+            os.utime(record)
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # of another user, or read-only
+        log.debug("ops: the use of %s cannot be noted (%s)", found.library, error)
+    return found
+
+
+def _prune(recipe: Recipe, folder: Path) -> None:
+    """Remove what nobody has used for long, of the kind of a new build; the caller holds its lock.
+
+    Also what killed builds have left behind, and lock files of earlier versions.
+    """
+    used: dict[Path, float] = {}
+    for path in [*folder.glob(f"{recipe.kind}-*"), *folder.glob(f".{recipe.kind}-*")]:
+        with contextlib.suppress(OSError):
+            used[path] = _last_use(path)
+    builds = [path for path in used if path.name[0] != "." and (path / RECORD).exists()]
+    builds.sort(key=lambda path: -used[path])
+    kept = {folder / recipe.name, *builds[:KEPT_BUILDS]}
+    for path in used.keys() - kept:
+        # Asked again: it may have been found, and so used, a moment ago.
+        with contextlib.suppress(OSError):
+            if time.time() - _last_use(path) > UNUSED_DAYS * _DAY:
+                log.debug("ops: removing %s, which nobody has used for %d days", path, UNUSED_DAYS)
+                _remove(path)
+
+
+def _last_use(path: Path) -> float:
+    """Time of the last use of a build, else of the last change; in seconds since 1970."""
+    record = path / RECORD
+    return (record if record.exists() else path).stat().st_mtime
+
+
+def _remove(path: Path) -> None:
+    """Remove a build as a whole or not at all, as far as those who look for it can tell.
+
+    Raises:
+        OSError: it cannot be removed; on Windows: it is loaded.
+    """
+    if not path.is_dir():
+        path.unlink()
+        return
+    doomed = path.with_name(f".{path.name.lstrip('.')}-removed-{os.getpid()}")
+    path.replace(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _temporary_folder() -> Path:
@@ -246,7 +326,7 @@ def _compile_into(work: Path, recipe: Recipe, target: Path) -> Build:
         openmp=compiled.openmp,
         notes=compiled.notes,
         seconds=round(time.perf_counter() - start, 2),
-        built_at=round(time.time(), 1),
+        built_at=round(time.time(), 3),
     )
     record = json.dumps({**asdict(build), "library": library.name}, indent=1)
     (work / RECORD).write_text(record, encoding="utf-8")

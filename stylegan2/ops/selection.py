@@ -47,8 +47,10 @@ _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 # ----------------------------------------------------------------------------------------------------------
 
 
-class _Setting:
+class Setting:
     """A name that is asked for: by the program, else by the environment, else `auto`.
+
+    It holds for the whole process, not for one thread alone. The environment is read once, at the first use.
 
     Args:
         what: how messages call it.
@@ -64,6 +66,11 @@ class _Setting:
         self.by_environment = False
 
     def get(self) -> str:
+        """Give what is asked for, one of the names.
+
+        Raises:
+            StyleGAN2Error: the environment names something else.
+        """
         if self.name is None:
             name = os.environ.get(self.variable) or "auto"
             self._check(f"${self.variable}", name)
@@ -71,11 +78,24 @@ class _Setting:
         return self.name
 
     def set(self, name: str) -> None:
+        """Ask for one of the names from now on.
+
+        Raises:
+            StyleGAN2Error: it is none of these. Whether it can run shows at the first operation.
+        """
         self._check(self.what, name)
         self._assign(name, by_environment=False)
 
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
+        """Ask for one of the names inside a `with` block.
+
+        What was computed inside is also differentiated that way, later. A function compiled by
+        `torch.compile` keeps what it was compiled with.
+
+        Raises:
+            StyleGAN2Error: it is none of the names.
+        """
         before, by_environment = self.get(), self.by_environment
         self.set(name)
         try:
@@ -84,7 +104,7 @@ class _Setting:
             self._assign(before, by_environment)
 
     def asked(self) -> str:
-        """Who asked for it, in a few words."""
+        """Say who asked for it, in a few words."""
         name = self.get()
         return f"${self.variable}={name}" if self.by_environment else f"{name} is selected"
 
@@ -98,83 +118,12 @@ class _Setting:
         _by_winograd.clear()
 
 
-_implementation = _Setting("ops", VARIABLE, IMPLEMENTATIONS)
-_convolution = _Setting("convolution", CONVOLUTION_VARIABLE, CONVOLUTIONS)
+_implementation = Setting("ops", VARIABLE, IMPLEMENTATIONS)
+selected, select, use = _implementation.get, _implementation.set, _implementation.use
 
-
-def selected() -> str:
-    """What is asked for, one of `IMPLEMENTATIONS`: by `select` or `use`, else by $STYLEGAN2_OPS, else auto.
-
-    The environment is read once, at the first use.
-
-    Raises:
-        StyleGAN2Error: the environment names something else.
-    """
-    return _implementation.get()
-
-
-def select(name: str) -> None:
-    """Ask for an implementation from now on, in the whole process.
-
-    Args:
-        name: one of `IMPLEMENTATIONS`.
-
-    Raises:
-        StyleGAN2Error: it is none of these. Whether it can run shows at the first operation.
-    """
-    _implementation.set(name)
-
-
-@contextmanager
-def use(name: str) -> Iterator[None]:
-    """Ask for an implementation inside a `with` block; in the whole process, not in one thread alone.
-
-    What was computed inside is also differentiated by that implementation, later. A function compiled by
-    `torch.compile` keeps what it was compiled with.
-
-    Args:
-        name: one of `IMPLEMENTATIONS`.
-
-    Raises:
-        StyleGAN2Error: it is none of these.
-    """
-    with _implementation.use(name):
-        yield
-
-
-def selected_convolution() -> str:
-    """Give one of `CONVOLUTIONS`, as `selected` does; the environment's name is $STYLEGAN2_CONVOLUTION.
-
-    Raises:
-        StyleGAN2Error: the environment names something else.
-    """
-    return _convolution.get()
-
-
-def select_convolution(name: str) -> None:
-    """Ask for an algorithm of convolution from now on, in the whole process.
-
-    Args:
-        name: one of `CONVOLUTIONS`.
-
-    Raises:
-        StyleGAN2Error: it is none of these. Whether it can run shows at the first convolution.
-    """
-    _convolution.set(name)
-
-
-@contextmanager
-def use_convolution(name: str) -> Iterator[None]:
-    """Ask for an algorithm of convolution inside a `with` block; for the rest as `use`.
-
-    Args:
-        name: one of `CONVOLUTIONS`.
-
-    Raises:
-        StyleGAN2Error: it is none of these.
-    """
-    with _convolution.use(name):
-        yield
+_convolution = Setting("convolution", CONVOLUTION_VARIABLE, CONVOLUTIONS)
+selected_convolution, select_convolution = _convolution.get, _convolution.set
+use_convolution = _convolution.use
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def always_winograd() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _winograd_everywhere() -> Iterator[None]:
-    limits = ("_LEAST_CHANNELS", "_LEAST_TILES", "_LEAST_TILES_FOR_KERNELS")
+    limits = ("_LEAST_CHANNELS", "_LEAST_TILES", "_LEAST_TILES_STYLED", "_LEAST_TILES_FOR_KERNELS")
     with pytest.MonkeyPatch.context() as patch, ops.use("cpu"), ops.use_convolution("winograd"):
         for limit in limits:
             patch.setattr(convolution, limit, 1)

@@ -1,6 +1,7 @@
 """The augmentation pipe: identities, gradients, shapes, bad input."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from stylegan2.augment_geometry import resample, sampling_matrices
 from stylegan2.augment_parameters import SPECS, AugmentParameters
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.wavelets import SYM2, SYM6, band_filters
+from tests.stylegan2.pretended_gpu import GPU, PretendedGpu, pretended_gpu
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -162,3 +164,32 @@ def test_an_unknown_spec_is_named() -> None:
 def test_colour_needs_one_or_three_channels() -> None:
     with pytest.raises(StyleGAN2Error, match="2 channels"):
         pipe("color", 1.0)(images(1, 2, 8, 8))
+
+
+# Waiting for a GPU
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendedGpu]:
+    yield from pretended_gpu()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("p", [0.0, 0.2, 1.0])
+def test_a_batch_waits_at_most_once_for_a_gpu(spec: str, p: float, gpu: PretendedGpu) -> None:
+    """Shapes depend on what is drawn, so once it has to; and both devices compute the same."""
+    on_cpu, on_gpu = pipe(spec, p), pipe(spec, p).to(GPU)
+    x = images(4, 3, 16, 16)
+    there = x.to(GPU)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        expected = on_cpu(x)
+        gpu.waits.clear()
+        torch.manual_seed(seed)
+        out = on_gpu(there)
+        assert gpu.waits == ([] if spec in ("noise", "cutout") else ["cpu"])
+        assert out.is_cuda and torch.equal(out.cpu(), expected)
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    assert pipe("bgcfnc", 1.0)(images(0, 3, 8, 8)).shape == (0, 3, 8, 8)

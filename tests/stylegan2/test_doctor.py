@@ -47,6 +47,24 @@ def test_it_shows_what_there_is(compiled):
     assert "No problems found." in output and "FAILED" not in output
 
 
+def test_it_shows_the_cache_and_its_size(monkeypatch, tmp_path):
+    monkeypatch.setenv("STYLEGAN2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # nothing is built
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(native, "_attempts", {})
+    monkeypatch.setattr(selection, "_compiled", {})
+
+    def line():
+        return next(line for line in doctor().splitlines() if line.startswith("  cache"))
+
+    assert line().endswith(f"{tmp_path / 'cache'}, 0.0 MB")
+    for name, size in (("ops/cpu-1/library.so", 1_200_000), ("downloads/net.pkl", 3_000_000)):
+        file = tmp_path / "cache" / name
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(size))
+    assert line().endswith(f"{tmp_path / 'cache'}, 4.2 MB (downloads 3.0 MB, ops 1.2 MB)")
+
+
 @pytest.mark.parametrize("operation", ["bias_act", "bias_act_derivative", "upfirdn2d"])
 def test_a_wrong_operation_fails(compiled, monkeypatch, operation):
     right = getattr(kernels, operation)

@@ -1,15 +1,19 @@
 """Building: once, by one of many processes, out of damage, without a cache; and what compilers say."""
 
+import dataclasses
 import json
 import logging
 import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.ops import build, native, toolchain
@@ -104,6 +108,199 @@ def test_three_processes_build_once(sources, compiler, tmp_path):
     assert len({out for out, _ in outputs}) == 1  # the same build, by its time
     assert outputs[0][0].startswith("42 ")
     assert folders(tmp_path) == [build.cpu_recipe().name]
+
+
+# Old builds go
+
+
+DAY = 86400
+# Loads real kernels, which a stand-in for the compiler copies, under keys of its own; asks before it loads.
+FIND_WAIT_LOAD = """
+import dataclasses, sys
+from stylegan2.ops import native
+recipe, load = native.cpu_recipe(), native.NativeLibrary.__init__
+native.cpu_recipe = lambda: dataclasses.replace(recipe, key=sys.argv[1])
+def wait_and_load(self, build):
+    print("found", flush=True)
+    sys.stdin.readline()
+    load(self, build)
+native.NativeLibrary.__init__ = wait_and_load
+library = native._load("cpu")
+print("loaded", flush=True)
+sys.stdin.readline()
+print(library.build.library.is_file(), library.raise_error.__name__, library.description(), flush=True)
+"""
+LOAD_MANY = """
+import dataclasses, random, sys
+from stylegan2.ops import native
+recipe, order = native.cpu_recipe(), random.Random(int(sys.argv[1]))
+for key in order.choices("0123456789", k=40):
+    native.cpu_recipe = lambda: dataclasses.replace(recipe, key=key * 64)
+    assert native._load("cpu").built_for
+print("all loaded")
+"""
+
+
+def key(name: str) -> str:
+    return name.ljust(20, "0")
+
+
+def make(folder: Path, name: str, days: float) -> Path:
+    """A build that was used so many days ago."""
+    made = folder / name
+    made.mkdir(parents=True)
+    (made / build.RECORD).write_text("{}")
+    age(made, days)
+    return made
+
+
+def age(path: Path, days: float) -> None:
+    then = time.time() - days * DAY
+    for file in (path, *path.glob(build.RECORD)):
+        os.utime(file, (then, then))
+
+
+@pytest.fixture
+def quick(compiler, tmp_path, monkeypatch):
+    """A compiler that copies the real kernels, which are built once for all tests."""
+    library = native.load("cpu").build.library
+    text = (
+        'case "$1" in --version) echo copying 1.0; exit;; esac\n'
+        f'while [ $# -gt 0 ]; do [ "$1" = -o ] && cp "{library}" "$2"; shift; done'
+    )
+    monkeypatch.setenv("CXX", str(script(tmp_path / "copying", text)))
+    monkeypatch.setenv("STYLEGAN2_CACHE", str(tmp_path / "cache"))
+    return dataclasses.replace(build.cpu_recipe(), key=key("new"))
+
+
+def test_a_new_build_removes_what_nobody_used_for_long(quick, tmp_path):
+    folder = tmp_path / "cache" / "ops"
+    stale = [make(folder, f"cpu-{i}", 60 + i) for i in range(5)]
+    kept = [make(folder, "cpu-recent", 29), make(folder, "cuda-old", 400)]
+    remains = [make(folder, ".cpu-killed", 60), folder / "cpu-abc.lock"]
+    (folder / "cpu-abc.lock").touch()
+    age(folder / "cpu-abc.lock", 60)
+    made = build.build_once(quick)
+    # The new one, the recent one and one more make three.
+    assert folders(tmp_path) == sorted([quick.name, *(path.name for path in kept), stale[0].name])
+    assert not any(path.exists() for path in remains)
+    assert made.library.is_file()
+
+
+def test_what_is_used_stays(quick, tmp_path):
+    """The use itself is noted, once a day."""
+    folder = tmp_path / "cache" / "ops"
+    made = build.build_once(quick)
+    record = folder / quick.name / build.RECORD
+    age(record.parent, 0.5)
+    before = record.stat().st_mtime
+    build.build_once(quick)
+    assert record.stat().st_mtime == before
+    age(record.parent, 100)
+    assert build.build_once(quick) == made
+    assert time.time() - record.stat().st_mtime < DAY
+    for i in range(build.KEPT_BUILDS + 1):
+        build.build_once(dataclasses.replace(quick, key=key(f"other{i}")))
+    assert record.is_file()
+    age(record.parent, 100)
+    build.build_once(dataclasses.replace(quick, key=key("last")))
+    assert not record.parent.exists()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 90), max_size=8))
+def test_which_builds_stay(quick, tmp_path_factory, ages):
+    folder = tmp_path_factory.mktemp("ops")
+    for i, days in enumerate(ages):
+        make(folder, f"cpu-{i}", days + 0.01 * i)
+    make(folder, quick.name, 0)
+    build._prune(quick, folder)
+    order = sorted(range(len(ages)), key=lambda i: ages[i] + 0.01 * i)
+    expected = {i for i in order if ages[i] + 0.01 * i <= build.UNUSED_DAYS}
+    expected |= set(order[: build.KEPT_BUILDS - 1])  # the new one is one of them
+    assert {path.name for path in folder.iterdir()} == {quick.name, *(f"cpu-{i}" for i in expected)}
+
+
+def test_what_cannot_be_removed_stays_whole(quick, tmp_path, monkeypatch):
+    folder = tmp_path / "cache" / "ops"
+    stale = [make(folder, f"cpu-{i}", 60 + i) for i in range(4)]
+    replace = Path.replace
+
+    def refuse(path, target):
+        if path in stale:
+            raise PermissionError("in use")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert build.build_once(quick).library.is_file()
+    assert all((path / build.RECORD).is_file() for path in stale)
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def remove_all_but(recipe, folder: Path) -> None:
+    for path in folder.glob("cpu-*"):
+        age(path, 100)
+    for i in range(build.KEPT_BUILDS):
+        build.build_once(dataclasses.replace(recipe, key=key(f"newer{i}")))
+
+
+def test_a_build_that_goes_between_finding_and_loading_is_made_again(quick, tmp_path):
+    folder = tmp_path / "cache" / "ops"
+    mine = dataclasses.replace(quick, key=key("mine"))
+    build.build_once(mine)
+    process = start(FIND_WAIT_LOAD, mine.key)
+    try:
+        assert process.stdout.readline() == "found\n", process.stderr.read()
+        remove_all_but(quick, folder)
+        assert not (folder / mine.name).exists()
+        process.stdin.write("\n")  # loads: the file is gone
+        process.stdin.flush()
+        assert process.stdout.readline() == "found\n", process.stderr.read()
+        assert (folder / mine.name).exists()
+        process.stdin.write("\n")  # loads again
+        process.stdin.flush()
+        assert process.stdout.readline() == "loaded\n", process.stderr.read()
+        remove_all_but(quick, folder)
+        for i in range(build.KEPT_BUILDS):
+            age(folder / dataclasses.replace(quick, key=key(f"newer{i}")).name, 50)
+        build.build_once(dataclasses.replace(quick, key=key("another")))
+        assert not (folder / mine.name).exists()
+        output, errors = process.communicate("\n", timeout=60)  # what is loaded works without its file
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, errors
+    assert output.startswith("False raise_error copying 1.0")
+
+
+def test_processes_that_build_load_and_remove_at_once(quick, tmp_path):
+    folder = tmp_path / "cache" / "ops"
+    for i in range(8):
+        make(folder, f"cpu-stale{i}", 50 + i)
+    processes = [start(LOAD_MANY, str(seed)) for seed in range(3)]
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert all(out == "all loaded\n" for out, _ in outputs), outputs
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    assert not [name for name in names if "stale" in name or name.startswith(".")]
+    assert len(names) == 10
+
+
+def test_only_the_damaged_build_itself_is_discarded(quick):
+    """Another process may have replaced it since."""
+    first = build.build_once(quick)
+    second = build.build_once(quick, rebuild=True)
+    assert second.built_at > first.built_at
+    build.discard(first)
+    assert build.find_build(quick, first.library.parent.parent) == second
+    build.discard(second)
+    assert not second.library.parent.exists()
+    build.discard(second)
 
 
 # What goes wrong

@@ -1,7 +1,7 @@
 """Where networks to fine-tune from come from: names, paths, downloads, pickles."""
 
+import contextlib
 import hashlib
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +14,7 @@ from stylegan2 import sources
 from stylegan2.cache import CACHE_VARIABLE
 from stylegan2.config import TrainingOptions, resolve
 from stylegan2.errors import StyleGAN2Error
-from stylegan2.network_folder import save_weights, write_config
+from stylegan2.network_folder import read_config, save_weights, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
 from stylegan2.sources import NAMED_ADDRESSES, find_networks, is_address, is_local_path
@@ -34,11 +34,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Server:
-    """Answers on 127.0.0.1: `files` by path, the rest with 404; `/short/…` and `/chunked/…` break off."""
+    """Answers on 127.0.0.1: `files` by path, the rest with 404; `/short/…` and `/chunked/…` break off.
+
+    `/endless/…` says no length and goes on until nobody listens any more.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.sent = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,6 +61,12 @@ class Server:
                     self.end_headers()
                     self.wfile.write(b"%x\r\n%s" % (2 * len(data), data))
                     return
+                if self.path.startswith("/endless/"):
+                    self.end_headers()
+                    with contextlib.suppress(ConnectionError):
+                        while True:
+                            self.wfile.write(data)
+                            server.sent += len(data)
                 length = 2 * len(data) if self.path.startswith("/short/") else len(data)
                 self.send_header("Content-Length", str(length))
                 self.end_headers()
@@ -228,11 +238,11 @@ def test_an_address_that_nobody_answers_at_is_an_error(address: str, cache: Path
 def test_an_interrupted_download_leaves_nothing(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(source: Any, target: Any, length: int) -> None:
+    def interrupted(address: str, source: Any, target: Any) -> int:
         target.write(source.read(3))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
+    monkeypatch.setattr(sources, "_copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         find_networks(server.serve("/net.pkl", b"networks"))
     assert files_below(cache) == []
@@ -241,6 +251,40 @@ def test_an_interrupted_download_leaves_nothing(
 # ----------------------------------------------------------------------------------------------------------
 # Pickles
 # ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "endless"])
+def test_a_download_that_is_too_large_is_refused(
+    kind: str, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the server says, before anything is written; else as soon as it shows."""
+    monkeypatch.setattr(sources, "MAX_DOWNLOAD_BYTES", 50_000)
+    monkeypatch.setattr(sources, "_CHUNK", 1_000)
+    address = server.serve(f"/{kind}/net.pkl", bytes(70_000 if kind == "plain" else 1_000))
+    writes: list[Path] = []
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *args: writes.append(path) or opened(path, *args))
+    size = "70,000" if kind == "plain" else r"5[01],\d{3}"
+    with pytest.raises(StyleGAN2Error, match=rf"^init: {address} sends {size} bytes.*at most 50,000; check"):
+        find_networks(address)
+    assert files_below(cache) == []
+    assert len(writes) == (kind == "endless")
+
+
+def test_a_download_of_exactly_the_largest_size_is_taken(
+    server: Server, cache: Path, no_import: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MAX_DOWNLOAD_BYTES", 8)
+    assert find_networks(server.serve("/net.pkl", b"networks")).read_bytes() == b"networks"
+
+
+@pytest.mark.parametrize("depth", [100, 200_000])
+def test_a_config_of_nested_brackets_is_an_error(depth: int, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * depth + "]" * depth)
+    with pytest.raises(
+        StyleGAN2Error, match=r"config\.json(: expected \"kind\"| is not valid JSON \(.*recursion)"
+    ):
+        read_config(tmp_path)
 
 
 @pytest.fixture
