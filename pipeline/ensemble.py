@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from pipeline.binarise import Binarisation
 from pipeline.metrics.ranking import average_precision
-from pipeline.model_folder import CONFIG_FILE
+from pipeline.model_folder import write_config
 from pipeline.schema import Strict
 
 Rule = Literal["mean", "weighted", "vote", "max"]
@@ -29,6 +30,7 @@ class EnsembleConfig(Strict):
         rule: see `combine`.
         weight: of the base model, for the rule `weighted`; 0.5 for the others.
         threshold: probability from which on a pixel is vessel.
+        binarisation: see `ModelConfig`; of the combined map. Members vote at their thresholds alone.
         members: in the order of `combine`'s arguments; the folders lie in `members/`.
         versions, git_commit, data_sha256: see `ModelConfig`.
     """
@@ -37,6 +39,7 @@ class EnsembleConfig(Strict):
     rule: Rule
     weight: Annotated[float, Field(ge=0, le=1)]
     threshold: float
+    binarisation: Binarisation | None = None
     members: tuple[Member, Member] = MEMBERS
     versions: dict[str, str]
     git_commit: str | None
@@ -102,4 +105,4 @@ def save_ensemble(folder: Path, config: EnsembleConfig, members: Sequence[Path])
     """
     for name, source in zip(config.members, members, strict=True):
         shutil.copytree(source, folder / MEMBERS_FOLDER / name)
-    (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_config(folder, config)

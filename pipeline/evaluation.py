@@ -17,12 +17,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.binarise import Binarisation
 from pipeline.errors import Problems, UserError
 from pipeline.images import read_gray, write_png, write_probability
 from pipeline.metrics import rates, topology
 from pipeline.metrics.boundary import BoundaryDistance
 from pipeline.metrics.calibration import bin_sums, expected_calibration_error
-from pipeline.metrics.pixel import METRIC_NAMES, Confusion, LevelCounts, PixelMetrics, threshold_level
+from pipeline.metrics.pixel import (
+    LEVEL_PROBABILITIES,
+    METRIC_NAMES,
+    Confusion,
+    LevelCounts,
+    PixelMetrics,
+    threshold_level,
+)
 from pipeline.metrics.topology import TopologyCounts, TruthShape
 from pipeline.prepared import Frame, Sample
 
@@ -74,7 +82,7 @@ TruthShapes = MutableMapping[tuple[str, str], TruthShape]
 
 @dataclass(frozen=True, eq=False)
 class ImageScore:
-    """One image in one region at the model's threshold.
+    """One image in one region; what judges a mask judges that of the model's threshold or binarisation.
 
     Attributes:
         levels: vessel and background pixels per level of probability.
@@ -123,6 +131,7 @@ class Evaluation:
 
     Attributes:
         threshold: probability from which on a pixel is marked.
+        binarisation: how masks were made instead; None where it was the threshold alone.
         images: one score per image and region.
         pooled: level counts of all images together, by region.
     """
@@ -130,6 +139,7 @@ class Evaluation:
     threshold: float
     images: tuple[ImageScore, ...]
     pooled: Mapping[str, LevelCounts]
+    binarisation: Binarisation | None = None
 
     def summary(self, region: str) -> dict[str, dict[str, float]]:
         """Give the figures of one region: `pooled` over all pixels, and `mean`, each image alike.
@@ -137,9 +147,11 @@ class Evaluation:
         Returns:
             {"pooled": {metric: value}, "mean": {metric: value}}, rounded to six decimals.
         """
-        rows = [score.metrics.as_dict() for score in self.images if score.region == region]
+        scores = [score for score in self.images if score.region == region]
+        rows = [score.metrics.as_dict() for score in scores]
         means = {name: float(np.mean([row[name] for row in rows])) for name in METRIC_NAMES}
-        pooled = self.pooled[region].metrics(self.threshold).as_dict()
+        confusion = sum((score.confusion for score in scores), Confusion(0, 0, 0, 0))
+        pooled = self.pooled[region].metrics_of(confusion).as_dict()
         return {"pooled": _rounded(pooled), "mean": _rounded(means)}
 
     def per_image(self, model: str) -> pd.DataFrame:
@@ -185,8 +197,30 @@ def read_levels(folder: Path, frame: Frame) -> NDArray[np.uint16]:
     return levels.astype(np.uint16, copy=False)
 
 
+def mark(
+    levels: NDArray[np.uint16], threshold: float, binarisation: Binarisation | None
+) -> NDArray[np.bool_]:
+    """Make the mask of one stored prediction.
+
+    Args:
+        levels: uint16 [H, W], see `read_levels`.
+        threshold: probability from which on a pixel is marked.
+        binarisation: how the mask is made instead; None for the threshold alone.
+
+    Returns:
+        bool [H, W].
+    """
+    if binarisation is None:
+        return levels >= threshold_level(threshold)
+    return binarisation.mask(LEVEL_PROBABILITIES[levels])
+
+
 def evaluate_predictions(
-    folder: Path, samples: Sequence[Sample], threshold: float, shapes: TruthShapes | None = None
+    folder: Path,
+    samples: Sequence[Sample],
+    threshold: float,
+    shapes: TruthShapes | None = None,
+    binarisation: Binarisation | None = None,
 ) -> Evaluation:
     """Score stored predictions against the untouched labels, in every region.
 
@@ -195,6 +229,8 @@ def evaluate_predictions(
         samples: labelled; at least one.
         threshold: a pixel is marked when its probability is >= threshold.
         shapes: starts empty and is filled here; give it again with the next model on the same samples.
+        binarisation: how masks are made instead, from the whole image; None for the threshold alone. AUC,
+            average precision and calibration judge the probabilities and do not depend on it.
 
     Raises:
         UserError: when there is no sample, a label is missing or has one class only, or a prediction does
@@ -214,11 +250,12 @@ def evaluate_predictions(
             problems.add(f"{frame.id}: has no label; only labelled images can be evaluated")
             continue
         levels = read_levels(folder, frame)
-        marked = levels >= threshold_level(threshold)
+        marked = mark(levels, threshold, binarisation)
         for region, mask in region_masks(frame).items():
             counts = LevelCounts.count(levels, frame.vessels, mask)
+            confusion = Confusion.count(marked, frame.vessels, mask)
             try:
-                metrics = counts.metrics(threshold)
+                metrics = counts.metrics_of(confusion)
             except UserError as error:
                 problems.add(f"{frame.id} ({region}): {error}")
                 continue
@@ -229,7 +266,7 @@ def evaluate_predictions(
                 ImageScore(
                     id=frame.id,
                     region=region,
-                    confusion=counts.confusion(threshold),
+                    confusion=confusion,
                     metrics=metrics,
                     levels=counts,
                     calibration=bin_sums(counts),
@@ -239,7 +276,7 @@ def evaluate_predictions(
             )
             pooled[region] += counts
     problems.raise_if_any()
-    return Evaluation(threshold, tuple(scores), pooled)
+    return Evaluation(threshold, tuple(scores), pooled, binarisation)
 
 
 def region_masks(frame: Frame) -> dict[str, NDArray[np.bool_]]:
@@ -273,7 +310,13 @@ def read_per_image(path: Path) -> pd.DataFrame:
     return table
 
 
-def write_submission(folder: Path, predictions: Path, samples: Sequence[Sample], threshold: float) -> None:
+def write_submission(
+    folder: Path,
+    predictions: Path,
+    samples: Sequence[Sample],
+    threshold: float,
+    binarisation: Binarisation | None = None,
+) -> None:
     """Write binary masks in the format of the DRIVE challenge: `<number>.png`, 0/255 gray, native size.
 
     The number is the one that the image's file name begins with, without leading zeros (`01_test.tif` →
@@ -285,6 +328,7 @@ def write_submission(folder: Path, predictions: Path, samples: Sequence[Sample],
         predictions: folder that holds `<id>.png` of every sample.
         samples: the unlabelled test images.
         threshold: as in `evaluate_predictions`.
+        binarisation: as in `evaluate_predictions`.
 
     Raises:
         UserError: when two images would get the same name.
@@ -302,7 +346,7 @@ def write_submission(folder: Path, predictions: Path, samples: Sequence[Sample],
     folder.mkdir(parents=True, exist_ok=True)
     for sample, name in zip(samples, names, strict=True):
         levels = read_levels(predictions, sample.load())
-        write_png(folder / name, levels >= threshold_level(threshold))
+        write_png(folder / name, mark(levels, threshold, binarisation))
 
 
 def _submission_name(sample: Sample) -> str:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.binarise import Binarisation
 from pipeline.ensemble import MEMBERS_FOLDER, EnsembleConfig, combine
 from pipeline.errors import UserError
 from pipeline.frames import (
@@ -30,9 +31,13 @@ class Predictor(ABC):
 
     Attributes:
         threshold: probability from which on a pixel is vessel.
+        binarisation: how masks are made; None where it is the threshold alone.
+        views: what `predict` averages over unless told otherwise; the other two belong to it.
     """
 
     threshold: float
+    binarisation: Binarisation | None = None
+    views: Views = "none"
 
     @staticmethod
     def from_folder(folder: Path, device: torch.device) -> "Predictor":
@@ -55,14 +60,15 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(
-        self, image: NDArray[np.uint8], *, views: Views = "none", tile: int | None = DEFAULT_TILE
+        self, image: NDArray[np.uint8], *, views: Views | None = None, tile: int | None = DEFAULT_TILE
     ) -> NDArray[np.float32]:
         """Predict the probability of vessel for every pixel of one photograph.
 
         Args:
             image: uint8 [H, W, 3], RGB, any size.
             views: average over the four mirror images (`flips`) or over these and their quarter turns
-                (`dihedral`); takes four or eight times as long.
+                (`dihedral`), which takes four or eight times as long; `none`: one view; None: as the model
+                was made for, see `ModelConfig.views`.
             tile: side of the tiles that larger working frames are predicted in (see `pipeline.tiling`);
                 None predicts any in one piece, which takes about 500 bytes a pixel.
 
@@ -72,6 +78,19 @@ class Predictor(ABC):
         Raises:
             UserError: no tile can have this side.
         """
+
+    def mask(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Mark the vessels in a map that `predict` gave, as the model was fitted to.
+
+        Args:
+            probability: float32 [H, W], 0..1, of a whole photograph.
+
+        Returns:
+            bool [H, W].
+        """
+        if self.binarisation is None:
+            return probability >= np.float32(self.threshold)
+        return self.binarisation.mask(probability)
 
     def tile_count(self, height: int, width: int, tile: int | None = DEFAULT_TILE) -> int:
         """Count the tiles in which a photograph of this size is predicted; 1: in one piece."""
@@ -85,20 +104,23 @@ class SegmenterPredictor(Predictor):
         self.network = folded(network)
         self.config = config
         self.threshold = config.threshold
+        self.binarisation = config.binarisation
+        self.views = config.views
 
     def predict(
-        self, image: NDArray[np.uint8], *, views: Views = "none", tile: int | None = DEFAULT_TILE
+        self, image: NDArray[np.uint8], *, views: Views | None = None, tile: int | None = DEFAULT_TILE
     ) -> NDArray[np.float32]:
         """See `Predictor.predict`."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"got {image.dtype} {image.shape}; expected uint8 [H, W, 3]")
         if tile is not None:
             check_tile(tile)
+        used = self.views if views is None else views
         working = scale_frame(image, self.config.resolution)
         height, width = working.shape[:2]
 
         def predict_piece(piece: Array8) -> ArrayFloat:
-            return predict_logits(self.network, piece, self.config.statistics, views=views).numpy()
+            return predict_logits(self.network, piece, self.config.statistics, views=used).numpy()
 
         if tile is not None and is_tiled(height, width, tile):
             logits = blend_tiles(predict_piece, working, tile)
@@ -118,11 +140,14 @@ class EnsemblePredictor(Predictor):
         self.members = members
         self.config = config
         self.threshold = config.threshold
+        self.binarisation = config.binarisation
+        self.views = members[0].views  # both were trained by one section of parameters
 
     def predict(
-        self, image: NDArray[np.uint8], *, views: Views = "none", tile: int | None = DEFAULT_TILE
+        self, image: NDArray[np.uint8], *, views: Views | None = None, tile: int | None = DEFAULT_TILE
     ) -> NDArray[np.float32]:
         """See `Predictor.predict`."""
+        views = self.views if views is None else views
         maps = [member.predict(image, views=views, tile=tile) for member in self.members]
         thresholds = [member.threshold for member in self.members]
         return combine(maps, self.config.rule, weight=self.config.weight, thresholds=thresholds)

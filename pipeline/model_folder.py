@@ -10,8 +10,9 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
+from pipeline.binarise import Binarisation
 from pipeline.errors import UserError
-from pipeline.frames import Resolution, Statistics
+from pipeline.frames import Resolution, Statistics, Views
 from pipeline.models.registry import Architecture, build_model
 from pipeline.schema import Strict
 
@@ -44,6 +45,8 @@ class ModelConfig(Strict):
         resolution: long side of the frames that the network works on, or `native`.
         statistics: of the training images, to normalise inputs with.
         threshold: probability from which on a pixel is vessel.
+        views: what predictions are averaged over; threshold and binarisation belong to it.
+        binarisation: how masks are made; None (and no key in the file) where it is the threshold alone.
         best: the epoch that the weights come from; None for weights that were not trained here.
         params: sections of params.yaml that it was trained with.
         versions: of Python and the libraries.
@@ -56,6 +59,8 @@ class ModelConfig(Strict):
     resolution: Resolution
     statistics: Statistics
     threshold: float
+    views: Views = "none"
+    binarisation: Binarisation | None = None
     best: BestEpoch | None = None
     params: dict[str, Any]
     versions: dict[str, str]
@@ -68,7 +73,17 @@ def save_model(folder: Path, network: nn.Module, config: ModelConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors))
-    (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_config(folder, config)
+
+
+def write_config(folder: Path, config: Strict) -> None:
+    """Write the config.json of a model's or an ensemble's folder.
+
+    A `binarisation` of None is left out, so that such a file is what it was before there were any.
+    """
+    unused = {"binarisation"} if getattr(config, "binarisation", None) is None else None
+    text = config.model_dump_json(indent=2, exclude=unused) + "\n"
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def load_model(folder: Path, device: torch.device) -> tuple[nn.Module, ModelConfig]:

@@ -19,13 +19,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.binarise import Binarisation
 from pipeline.diagram import Stage, stage_graph
 from pipeline.errors import UserError
-from pipeline.evaluation import FIELD_OF_VIEW, read_levels
+from pipeline.evaluation import FIELD_OF_VIEW, mark, read_levels
 from pipeline.images import read_rgb
 from pipeline.intervals import figure_cells
 from pipeline.metrics.bootstrap import draw_images
-from pipeline.metrics.pixel import threshold_level
 from pipeline.overlay import LEGEND, comparison_overlay
 from pipeline.plots import (
     per_image_figure,
@@ -102,6 +102,7 @@ class ModelResults:
     Attributes:
         name: as in the per-image table.
         threshold: probability from which on a pixel is marked.
+        binarisation: how masks are made instead; None for the threshold alone.
         fov: figures inside the field of view.
         full_frame: figures over the whole frame.
         roc: columns fpr, tpr.
@@ -113,6 +114,7 @@ class ModelResults:
 
     name: str
     threshold: float
+    binarisation: Binarisation | None
     fov: Summary
     full_frame: Summary
     roc: pd.DataFrame
@@ -242,6 +244,16 @@ def _check_images(inputs: ReportInputs) -> None:
             )
 
 
+def _cut(model: ModelResults) -> str:
+    """Say how masks were made: the threshold, and what else was fitted."""
+    fitted = model.binarisation
+    if fitted is None:
+        return f"{model.threshold:.3f}"
+    low = "" if fitted.hysteresis_low is None else f", down to {fitted.hysteresis_low:.3f}"
+    size = f", ≥ {fitted.min_size} px" if fitted.min_size > 1 else ""
+    return f"{fitted.threshold:.3f}{low}{size}"
+
+
 def _headline(comparisons: Sequence[Comparison]) -> Comparison:
     if not comparisons:
         raise UserError("the report compares at least two models; got one")
@@ -260,7 +272,7 @@ def _tables(inputs: ReportInputs) -> list[Table]:
             cells = [f"{figures[name]:.4f}" for name in COLUMNS]
             if with_interval:
                 cells[0] += f" {bounds}"
-            lines.append((model.name, f"{model.threshold:.3f}", cells))
+            lines.append((model.name, _cut(model), cells))
         return Table(title, note, lines)
 
     return [
@@ -359,7 +371,7 @@ def _overlays(inputs: ReportInputs, model: ModelResults) -> list[Picture]:
         row = ranked.iloc[place]
         frame = samples[str(row["id"])].load()
         assert frame.vessels is not None  # test_samples are labelled
-        marked = read_levels(model.predictions, frame) >= threshold_level(model.threshold)
+        marked = mark(read_levels(model.predictions, frame), model.threshold, model.binarisation)
         overlay = comparison_overlay(frame.image, marked, frame.vessels, frame.fov)
         figures = f"F1 {row['f1']:.3f} · Se {row['sensitivity']:.3f} · Pr {row['precision']:.3f}"
         caption = f"{rank}: {frame.id} · {figures}"

@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.augment import Augmentation
-from pipeline.frames import Resolution
+from pipeline.binarise import Postprocess
+from pipeline.frames import Resolution, Views
 from pipeline.losses import LossWeights
 from pipeline.models.registry import Architecture
 from pipeline.threshold import Threshold
@@ -19,7 +20,7 @@ class SegmenterParams(Architecture):
         crop: side of random square training crops, divisible by 8; null trains on full frames.
         examples_per_frame: how often an epoch shows each frame, every time cropped and augmented anew: with
             crops, an epoch of one from each frame would be over in a few steps.
-        loss: weights of binary cross-entropy and Dice.
+        loss: weights of binary cross-entropy and Dice, and of two terms on centrelines.
         batch_size: frames (or crops) in a step.
         weight_decay: L2 penalty of Adam.
         ema_decay: of the moving average of the weights that is validated and kept; 0 keeps the weights
@@ -27,6 +28,10 @@ class SegmenterParams(Architecture):
         validate_every: epochs between validations; the last epoch of a phase is always validated.
         threshold: probability from which on a pixel is vessel, or `validation`: the F1-maximal one on the
             validation images.
+        postprocess: `validation` fits hysteresis and the smallest part of a mask on the validation images;
+            `none` makes masks by the threshold alone.
+        views: images of the image that the model averages over whenever it predicts (test-time augmentation);
+            threshold and post-processing are fitted on such averages. Validation while training uses one.
         augmentation: ranges of the random changes, where a phase augments.
     """
 
@@ -39,6 +44,8 @@ class SegmenterParams(Architecture):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     validate_every: Annotated[int, Field(ge=1)] = 1
     threshold: Threshold = 0.5
+    postprocess: Postprocess = "none"
+    views: Views = "none"
     augmentation: Augmentation = Augmentation()
 
     @property

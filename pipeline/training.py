@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.augment import make_example
+from pipeline.binarise import Binarisation
 from pipeline.errors import UserError
 from pipeline.frames import Statistics, network_input, pad_together
 from pipeline.losses import segmentation_loss
@@ -28,7 +29,7 @@ from pipeline.models.registry import build_model
 from pipeline.segmenter_params import SegmenterParams
 from pipeline.training_checkpoint import CheckpointFile, HistoryRow, TrainingState, best_row
 from pipeline.training_data import TrainingFrame, ValidationFrame
-from pipeline.validation import ValidationScore, check_validation, choose_threshold, validate
+from pipeline.validation import ValidationScore, check_validation, choose_binarisation, validate
 
 Precision = Literal["float32", "bfloat16"]
 T = TypeVar("T")
@@ -104,12 +105,14 @@ class TrainedSegmenter:
     Attributes:
         network: with the weights of `best`.
         threshold: named by the parameters, or fitted on the validation images.
+        binarisation: how masks are made; None where it is the threshold alone.
         best: the epoch with the largest validation AUC among those of selectable phases.
         history: every epoch.
     """
 
     network: nn.Module
     threshold: float
+    binarisation: Binarisation | None
     best: HistoryRow
     history: tuple[HistoryRow, ...]
 
@@ -178,6 +181,8 @@ def train_segmenter(
                 train_loss = trainer.run(epoch)
                 score = None
                 if epoch.is_last_of_phase or epoch.number % params.validate_every == 0:
+                    if not _is_finite(state.averaged):
+                        raise _diverged("weights are no longer finite", epoch)
                     score = validate(state.averaged, validation, statistics, params.loss)
                 row = _finish_epoch(state, epoch, train_loss, score)
                 checkpoint.keep(state.snapshot())
@@ -191,8 +196,10 @@ def train_segmenter(
     best = best_row(state.history)
     if best is None:
         raise AssertionError("the last epoch of every phase is validated")
-    threshold = choose_threshold(network, validation, statistics, params.threshold)
-    return TrainedSegmenter(network, threshold, best, tuple(state.history))
+    threshold, binarisation = choose_binarisation(
+        network, validation, statistics, params.threshold, params.postprocess, params.views
+    )
+    return TrainedSegmenter(network, threshold, binarisation, best, tuple(state.history))
 
 
 @dataclass(frozen=True)
@@ -249,11 +256,7 @@ class _EpochTrainer:
                 group["lr"] = epoch.phase.rate(step, epoch.phase.epochs * steps)
             loss = self._step(images.to(self.execution.device), targets.to(self.execution.device))
             if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss became {loss} in epoch {epoch.number} (phase {epoch.phase.name}, learning "
-                    f"rate {epoch.phase.learning_rate:g}); expected a finite number: lower the learning "
-                    "rate, or set runtime.precision to float32"
-                )
+                raise _diverged(f"the loss became {loss}", epoch)
             total += loss * len(images)
             shown += len(images)
         return total / shown
@@ -347,6 +350,19 @@ def _finish_epoch(
         weights = state.averaged.state_dict()
         state.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
     return row
+
+
+def _is_finite(network: nn.Module) -> bool:
+    tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _diverged(what: str, epoch: _Epoch) -> UserError:
+    return UserError(
+        f"{what} in epoch {epoch.number} (phase {epoch.phase.name}, learning rate "
+        f"{epoch.phase.learning_rate:g}); expected finite numbers: lower the learning rate, or set "
+        "runtime.precision to float32"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.binarise import Binarisation, Postprocess
+from pipeline.binarise_fit import LabelledMap, fit_binarisation
 from pipeline.errors import Problems
-from pipeline.frames import Statistics, native_probability, predict_logits
+from pipeline.frames import Statistics, Views, native_probability, predict_logits
 from pipeline.losses import LossWeights, segmentation_loss
 from pipeline.metrics.ranking import roc_auc
 from pipeline.threshold import Threshold, best_f1_threshold
@@ -61,11 +63,46 @@ def choose_threshold(
     network: nn.Module, frames: Sequence[ValidationFrame], statistics: Statistics, threshold: Threshold
 ) -> float:
     """Give the threshold that is named, or fit it: F1-maximal on the pooled validation pixels."""
-    if threshold != "validation":
-        return threshold
+    return choose_binarisation(network, frames, statistics, threshold, "none")[0]
+
+
+def choose_binarisation(
+    network: nn.Module,
+    frames: Sequence[ValidationFrame],
+    statistics: Statistics,
+    threshold: Threshold,
+    postprocess: Postprocess,
+    views: Views = "none",
+) -> tuple[float, Binarisation | None]:
+    """Decide how masks are made; leaves the network in evaluation mode.
+
+    Args:
+        network: predicts what is fitted on.
+        frames: checked by `check_validation`.
+        statistics: of the training images.
+        threshold: the cut, or `validation` for the F1-maximal one on the pooled validation pixels.
+        postprocess: `validation` fits hysteresis and the smallest size, see `pipeline.binarise_fit`.
+        views: what predictions are averaged over.
+
+    Returns:
+        The cut for single pixels, and how masks are made; None where that is the cut alone. The threshold of
+        a fitted binarisation is that cut when it was named; else it is fitted as well and may lie above it.
+    """
     network.eval()
-    maps = [_native(predict_logits(network, frame.working.image, statistics), frame) for frame in frames]
-    return best_f1_threshold(*pooled_pixels(maps, frames))
+    if threshold != "validation" and postprocess == "none":
+        return threshold, None
+    maps = [
+        _native(predict_logits(network, frame.working.image, statistics, views=views), frame)
+        for frame in frames
+    ]
+    cut = best_f1_threshold(*pooled_pixels(maps, frames)) if threshold == "validation" else threshold
+    if postprocess == "none":
+        return cut, None
+    labelled = [
+        LabelledMap(probability, frame.vessels, frame.fov)
+        for probability, frame in zip(maps, frames, strict=True)
+    ]
+    return cut, fit_binarisation(labelled, cut, fixed=threshold != "validation")
 
 
 def pooled_pixels(

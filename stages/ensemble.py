@@ -1,7 +1,7 @@
 """Stage `ensemble`: combine the base and the retrained segmenter.
 
-What is fitted (the weight of the rule `weighted`, a threshold of `validation`) is fitted on the validation
-images, inside the field of view.
+What is fitted (the weight of the rule `weighted`, a threshold or post-processing of `validation`) is fitted
+on the validation images, inside the field of view.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.binarise import Binarisation, Postprocess
+from pipeline.binarise_fit import LabelledMap, fit_binarisation
 from pipeline.ensemble import EnsembleConfig, Rule, combine, fit_weight, save_ensemble
 from pipeline.errors import UserError
 from pipeline.inference import Predictor
@@ -25,10 +27,12 @@ class Params(Strict):
     Attributes:
         rule: mean, weighted (weight fitted), vote (ties broken by the mean), or max.
         threshold: probability from which on a pixel is vessel, or `validation`: the F1-maximal one.
+        postprocess: see `SegmenterParams`; fitted on the combined map.
     """
 
     rule: Rule = "mean"
     threshold: Threshold = 0.5
+    postprocess: Postprocess = "none"
 
 
 @stage_command("ensemble", Params)
@@ -38,39 +42,52 @@ def main(run: StageRun) -> None:
     folders = [run.dep("models/base"), run.dep("models/retrained")]
     members = [Predictor.from_folder(folder, run.runtime.torch_device()) for folder in folders]
     weight, threshold = 0.5, params.threshold
+    binarisation: Binarisation | None = None
 
-    if params.rule == "weighted" or threshold == "validation":
+    if params.rule == "weighted" or "validation" in (threshold, params.postprocess):
         samples = load_samples(run.dep("data/prepared/development"), "validation")
-        maps, labels = validation_pixels(members, samples)
+        maps = validation_maps(members, samples)
+        labels = np.concatenate([vessels[fov] for _, vessels, fov in maps])
         if params.rule == "weighted":
-            weight = fit_weight(maps, labels)
+            pixels = [np.concatenate([pair[k][fov] for pair, _, fov in maps]) for k in range(len(members))]
+            weight = fit_weight(pixels, labels)
+        thresholds = [member.threshold for member in members]
+        combined = [
+            LabelledMap(combine(pair, params.rule, weight=weight, thresholds=thresholds), vessels, fov)
+            for pair, vessels, fov in maps
+        ]
         if threshold == "validation":
-            thresholds = [member.threshold for member in members]
-            combined = combine(maps, params.rule, weight=weight, thresholds=thresholds)
-            threshold = best_f1_threshold(combined, labels)
+            scores = np.concatenate([found.probability[found.region] for found in combined])
+            threshold = best_f1_threshold(scores, labels)
+        if params.postprocess == "validation":
+            fixed = params.threshold != "validation"
+            binarisation = fit_binarisation(combined, threshold, fixed=fixed)
 
-    config = EnsembleConfig(rule=params.rule, weight=weight, threshold=threshold, **run.provenance())
+    config = EnsembleConfig(
+        rule=params.rule,
+        weight=weight,
+        threshold=threshold,
+        binarisation=binarisation,
+        **run.provenance(),
+    )
     save_ensemble(run.out("models/ensemble"), config, folders)
 
 
-def validation_pixels(
+def validation_maps(
     members: Sequence[Predictor], samples: Sequence[Sample]
-) -> tuple[list[NDArray[np.float32]], NDArray[np.bool_]]:
-    """Predict the validation images and gather the pixels inside the field of view.
+) -> list[tuple[list[NDArray[np.float32]], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Predict the validation images.
 
     Returns:
-        Probabilities float32 [n] of each member, and labels bool [n].
+        For each image the probabilities float32 [H, W] of each member, the vessels and the field of view.
     """
-    maps: list[list[NDArray[np.float32]]] = [[] for _ in members]
-    labels = []
+    maps = []
     for sample in tqdm(samples, desc="ensemble", unit="image"):
         frame = sample.load()
         if frame.vessels is None:
             raise UserError(f"{sample.id}: no vessel mask; expected a labelled image; run `prepare` again")
-        labels.append(frame.vessels[frame.fov])
-        for member, pixels in zip(members, maps, strict=True):
-            pixels.append(member.predict(frame.image)[frame.fov])
-    return [np.concatenate(pixels) for pixels in maps], np.concatenate(labels)
+        maps.append(([member.predict(frame.image) for member in members], frame.vessels, frame.fov))
+    return maps
 
 
 if __name__ == "__main__":

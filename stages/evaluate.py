@@ -12,18 +12,17 @@ from tqdm import tqdm
 from pipeline.curves import precision_recall_curve, roc_curve, write_curve
 from pipeline.evaluation import (
     FIELD_OF_VIEW,
-    FULL_FRAME,
     TruthShapes,
-    evaluate_predictions,
     write_metrics,
     write_per_image,
     write_predictions,
     write_submission,
 )
 from pipeline.inference import Predictor
-from pipeline.intervals import headlines, interval_table, write_intervals
+from pipeline.intervals import write_intervals
 from pipeline.prepared import load_samples
 from pipeline.schema import Strict
+from pipeline.scoring import METRICS, Draws, score_predictions
 from stages.context import StageRun, stage_command
 
 MODELS = ("base", "retrained", "ensemble")
@@ -45,6 +44,7 @@ def main(run: StageRun) -> None:
     predictions, roc, precision_recall = run.out("predictions"), run.out("plots/roc"), run.out("plots/pr")
     for folder in (roc, precision_recall):
         folder.mkdir()
+    draws = Draws(run.params.bootstrap_samples, run.seed)
 
     tables, intervals = [], []
     shapes: TruthShapes = {}
@@ -52,19 +52,26 @@ def main(run: StageRun) -> None:
         model = Predictor.from_folder(run.dep(f"models/{name}"), run.runtime.torch_device())
         progress = tqdm([*labelled, *unlabelled], desc=f"predict with {name}", unit="image")
         write_predictions(model, progress, predictions / name)
-        evaluation = evaluate_predictions(predictions / name, labelled, model.threshold, shapes)
-        write_metrics(run.out(f"metrics/{name}.json"), evaluation.summary(FIELD_OF_VIEW))
-        write_metrics(run.out(f"metrics/full_frame/{name}.json"), evaluation.summary(FULL_FRAME))
-        intervals.append(interval_table(evaluation, name, run.params.bootstrap_samples, run.seed))
-        for group, summary in headlines(intervals[-1], FIELD_OF_VIEW).items():
-            write_metrics(run.out(f"metrics/{group}/{name}.json"), summary)
-        counts = evaluation.pooled[FIELD_OF_VIEW]
+        scores = score_predictions(
+            predictions / name,
+            labelled,
+            name,
+            draws,
+            threshold=model.threshold,
+            binarisation=model.binarisation,
+            shapes=shapes,
+        )
+        for group, summary in scores.summaries.items():
+            place = METRICS if group == METRICS else f"{METRICS}/{group}"
+            write_metrics(run.out(f"{place}/{name}.json"), summary)
+        counts = scores.evaluation.pooled[FIELD_OF_VIEW]
         write_curve(roc / f"{name}.csv", roc_curve(counts, run.params.curve_points))
         write_curve(precision_recall / f"{name}.csv", precision_recall_curve(counts, run.params.curve_points))
-        tables.append(evaluation.per_image(name))
+        tables.append(scores.evaluation.per_image(name))
+        intervals.append(scores.intervals)
         if unlabelled:
             submission = predictions / "submission" / name
-            write_submission(submission, predictions / name, unlabelled, model.threshold)
+            write_submission(submission, predictions / name, unlabelled, model.threshold, model.binarisation)
     write_per_image(run.out("metrics/per_image.csv"), tables)
     write_intervals(run.out("metrics/intervals.csv"), intervals)
 

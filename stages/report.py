@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 from pydantic import Field
 
+from pipeline.binarise import Binarisation
 from pipeline.diagram import Stage
 from pipeline.evaluation import read_per_image
 from pipeline.images import read_probability, read_rgb
@@ -69,9 +70,12 @@ def _gan_history(gan: Path) -> pd.DataFrame:
 def _model(run: StageRun, name: str) -> ModelResults:
     folder = run.dep(f"models/{name}")
     history = folder / "history.csv"
+    config = _read_json(folder / "config.json")
+    fitted = config.get("binarisation")
     return ModelResults(
         name=name,
-        threshold=_read_json(folder / "config.json")["threshold"],
+        threshold=config["threshold"],
+        binarisation=None if fitted is None else Binarisation.model_validate(fitted),
         fov=_read_json(run.dep(f"metrics/{name}.json")),
         full_frame=_read_json(run.dep(f"metrics/full_frame/{name}.json")),
         roc=pd.read_csv(run.dep("plots/roc") / f"{name}.csv"),

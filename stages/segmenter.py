@@ -1,22 +1,30 @@
 """What base training and retraining share: the two-step schedule, execution, and the model folder."""
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import click
 from pydantic import Field, model_validator
 
+from pipeline.images import write_png
 from pipeline.model_folder import BestEpoch, ModelConfig, save_model
 from pipeline.prepared import load_samples
 from pipeline.schema import Strict
 from pipeline.segmenter_params import SegmenterParams
 from pipeline.training import Execution, Phase, TrainedSegmenter, train_segmenter
 from pipeline.training_data import TrainingFrame, input_statistics, training_frames, validation_frames
+from pipeline.training_watch import TrainingWatch, example_predictions
 from stages.context import StageRun
 
 DEVELOPMENT = "data/prepared/development"
 HISTORY_FILE = "history.csv"
 VALIDATION_FILE = "validation.csv"
+EXAMPLES_FILE = "examples.png"
+LIVE_FOLDER = "live"  # below the private checkpoint folder
+_WATCHED_THRESHOLD = 0.5  # while the one to keep is still to be fitted
 
 Epochs = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -84,27 +92,42 @@ def train_and_save(
         folder: the stage's output.
     """
     segmenter: SegmenterParams = run.shared["segmenter"]
-    validation = load_samples(run.dep(DEVELOPMENT), "validation")
+    validation = validation_frames(load_samples(run.dep(DEVELOPMENT), "validation"), segmenter.resolution)
     statistics = input_statistics(real)
-    trained = train_segmenter(
+    has_bar = sys.stderr.isatty()
+    with TrainingWatch(
+        run.checkpoint_dir / LIVE_FOLDER,
         phases,
-        validation_frames(validation, segmenter.resolution),
-        segmenter,
+        validation,
         statistics,
-        seed=run.seed,
-        execution=Execution(
-            device=run.runtime.torch_device(),
-            workers=run.runtime.workers,
-            precision=run.runtime.precision,
-            checkpoint_dir=run.checkpoint_dir,
-            checkpoint_minutes=run.runtime.checkpoint_minutes,
-        ),
-    )
+        _WATCHED_THRESHOLD if segmenter.threshold == "validation" else segmenter.threshold,
+        checkpoint_dir=run.checkpoint_dir,
+        say=None if has_bar else partial(click.echo, err=True),
+    ) as watch:
+        click.echo(f"To follow {run.name}, open {watch.folder / 'report.html'}", err=True)
+        trained = train_segmenter(
+            phases,
+            validation,
+            segmenter,
+            statistics,
+            seed=run.seed,
+            execution=Execution(
+                device=run.runtime.torch_device(),
+                workers=run.runtime.workers,
+                precision=run.runtime.precision,
+                checkpoint_dir=run.checkpoint_dir,
+                checkpoint_minutes=run.runtime.checkpoint_minutes,
+                progress=has_bar,
+            ),
+            on_epoch=watch,
+        )
     config = ModelConfig(
         architecture=segmenter.architecture,
         resolution=segmenter.resolution,
         statistics=statistics,
         threshold=trained.threshold,
+        views=segmenter.views,
+        binarisation=trained.binarisation,
         best=best_epoch(trained),
         params={"seed": run.seed, "segmenter": segmenter.model_dump(), run.name: run.params.model_dump()},
         **run.provenance(),
@@ -112,6 +135,10 @@ def train_and_save(
     save_model(folder, trained.network, config)
     trained.write_history(folder / HISTORY_FILE)
     trained.write_validation(folder / VALIDATION_FILE)
+    examples = example_predictions(
+        trained.network, [frame.working for frame in validation], statistics, trained.threshold
+    )
+    write_png(folder / EXAMPLES_FILE, examples)
 
 
 def best_epoch(trained: TrainedSegmenter) -> BestEpoch:

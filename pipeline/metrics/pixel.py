@@ -49,6 +49,34 @@ class Confusion:
     true_negative: int
     false_negative: int
 
+    @classmethod
+    def count(cls, marked: NDArray[np.bool_], truth: NDArray[np.bool_], region: NDArray[np.bool_]) -> Self:
+        """Count the pixels of one mask.
+
+        Args:
+            marked: bool [H, W].
+            truth: bool [H, W], vessels.
+            region: bool [H, W], the pixels that count.
+
+        Raises:
+            ValueError: when the types or shapes do not fit together.
+        """
+        arrays = (marked, truth, region)
+        if any(array.dtype != np.bool_ or array.shape != truth.shape for array in arrays):
+            found = ", ".join(f"{array.dtype} {array.shape}" for array in arrays)
+            raise ValueError(f"expected three bool arrays of one shape; got {found}")
+        pixels = (marked & truth, marked & ~truth, ~marked & ~truth, ~marked & truth)
+        return cls(*(int(np.count_nonzero(chosen & region)) for chosen in pixels))
+
+    def __add__(self, other: "Confusion") -> "Confusion":
+        """Pool two sets of pixels: every pixel weighs the same."""
+        return Confusion(
+            self.true_positive + other.true_positive,
+            self.false_positive + other.false_positive,
+            self.true_negative + other.true_negative,
+            self.false_negative + other.false_negative,
+        )
+
     def as_array(self) -> NDArray[np.int64]:
         """Give the counts as int64 [4] in the order of the fields, as `pipeline.metrics.rates` takes them."""
         return np.array(
@@ -163,8 +191,15 @@ class LevelCounts:
         Raises:
             UserError: when a class is empty.
         """
+        return self.metrics_of(self.confusion(threshold))
+
+    def metrics_of(self, counts: Confusion) -> PixelMetrics:
+        """Compute all metrics; those that need a decision from the counts of a mask of these pixels.
+
+        Raises:
+            UserError: when a class is empty.
+        """
         self.require_both_classes()
-        counts = self.confusion(threshold)
         return PixelMetrics(
             sensitivity=sensitivity(counts),
             specificity=specificity(counts),

@@ -80,4 +80,15 @@ inline int check(const Sg2Winograd* a, const void* first, const void* second, co
     return a->height + 2 * a->pad < 3 || a->width + 2 * a->pad < 3 ? kBadSize : kSuccess;
 }
 
+inline int check(const Sg2Styled* a, const void* w, const void* kernels) {
+    if (!a || !w || !kernels) return kNullPointer;
+    return a->in < 1 || a->out < 1 || a->up < 1 || a->up > 2 ? kBadSize : kSuccess;
+}
+
+inline int check(const Sg2Styled* a, const void* x, const void* kernels, const void* styles, const void* y) {
+    if (!x || !styles || !y) return kNullPointer;
+    const int error = check(a, x, kernels);
+    return !error && (a->batch < 1 || a->height < 1 || a->width < 1) ? kBadSize : error;
+}
+
 }  // namespace sg2

@@ -6,37 +6,21 @@
 #include <new>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "bias_act.h"
 #include "checks.h"
 #include "interface.h"
+#include "large_pages.h"
 #include "threads.h"
 #include "upfirdn2d.h"
 #include "upfirdn2d_plan.h"
-#include "winograd.h"
+#include "winograd_calls.h"
 
 namespace sg2 {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------
-// Memory and lanes
+// Lanes
 // ---------------------------------------------------------------------------------------------------------
-
-// A large result usually lies in memory that the system has yet to provide, page by page on first touch: that takes
-// longer than the computation. Asks for pages of 2 MiB; where the system has none, nothing changes.
-void prefer_large_pages(void* memory, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr uintptr_t kPage = uintptr_t(1) << 21;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
-    const uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
-}
 
 struct Serial {
     static constexpr bool kSeveralRows = false;
@@ -362,49 +346,6 @@ void upfirdn2d(const Sg2Upfirdn2d& args, const double* taps, const void* x, void
     });
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// Convolution
-// ---------------------------------------------------------------------------------------------------------
-
-#if defined(SG2_WINOGRAD)
-
-void winograd_convolution(const Sg2Winograd& args, const float* x, const float* w, float* y) {
-    const bool turned = args.what == 1;  // the gradient by x pads y by 2 − pad
-    const winograd::Shape s = turned ? winograd::Shape{args.batch, args.out, args.in, args.height + 2 * args.pad - 2,
-                                                       args.width + 2 * args.pad - 2, 2 - args.pad}
-                                     : winograd::Shape{args.batch, args.in, args.out, args.height, args.width, args.pad};
-    const winograd::Buffer kernels(winograd::kernel_size(s));
-    const int64_t work = s.tiles() * s.in * s.out;
-    const int parts = threads_for(work, args.threads);
-    in_parts((s.out + winograd::kRows - 1) / winograd::kRows, parts, [&](int, int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) winograd::transform_kernels(s, w, turned, i, kernels.get());
-    });
-    const int64_t each = winograd::kPoints * winograd::point_stride(s);
-    const winograd::Buffer scratch(each * parts);  // here: a thread that finds no memory could not say so
-    in_parts(s.groups(), parts, [&](int part, int64_t begin, int64_t end) {
-        winograd::convolve(s, x, kernels.get(), scratch.get() + part * each, y, begin, end);
-    });
-}
-
-void winograd_kernel_gradient(const Sg2Winograd& args, const float* x, const float* g, float* w) {
-    const winograd::Shape s{args.batch, args.in, args.out, args.height, args.width, args.pad};
-    const winograd::Workspace space(s);
-    const int parts = threads_for(s.tiles() * s.in * s.out, args.threads);
-    for (int64_t first = 0; first < s.groups(); first += space.groups) {
-        in_parts(s.in + s.out, parts, [&](int, int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) winograd::transform_channel(s, space, x, g, i, first);
-        });
-        in_parts(winograd::kPoints, parts, [&](int, int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) winograd::add_products(s, space, static_cast<int>(i));
-        });
-    }
-    in_parts(winograd::fours(s.out), parts, [&](int, int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) winograd::finish_kernels(s, space, i, w);
-    });
-}
-
-#endif
-
 }  // namespace
 }  // namespace sg2
 
@@ -465,6 +406,46 @@ int sg2_winograd(const Sg2Winograd* args, const void* first, const void* second,
     return kNoWinograd;
 #endif
 }
+
+#if defined(SG2_WINOGRAD)
+
+int64_t sg2_styled_kernels_size(const Sg2Styled* args) {
+    return args ? sg2::winograd::kernel_size(sg2::shape_of(*args)) : 0;
+}
+
+int sg2_styled_kernels(const Sg2Styled* args, const void* w, void* kernels, void*) {
+    const int error = sg2::check(args, w, kernels);
+    if (!error) sg2::styled_kernels(*args, static_cast<const float*>(w), static_cast<float*>(kernels));
+    return error;
+}
+
+int sg2_styled_convolution(const Sg2Styled* args, const void* x, const void* kernels, const void* styles,
+                           const void* scale, const void* noise, const void* bias, void* y, void*) {
+    using namespace sg2;
+    const int error = check(args, x, kernels, styles, y);
+    if (error) return error;
+    const auto floats = [](const void* from) { return static_cast<const float*>(from); };
+    try {
+        styled_convolution(*args, floats(x), floats(kernels), floats(styles), floats(scale), floats(noise),
+                           floats(bias), static_cast<float*>(y));
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
+    return kSuccess;
+}
+
+#else
+
+int64_t sg2_styled_kernels_size(const Sg2Styled*) { return 0; }
+
+int sg2_styled_kernels(const Sg2Styled*, const void*, void*, void*) { return sg2::kNoWinograd; }
+
+int sg2_styled_convolution(const Sg2Styled*, const void*, const void*, const void*, const void*, const void*,
+                           const void*, void*, void*) {
+    return sg2::kNoWinograd;
+}
+
+#endif
 
 int sg2_has_winograd(void) {
 #if defined(SG2_WINOGRAD)

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#define SG2_INTERFACE_VERSION 2
+#define SG2_INTERFACE_VERSION 3
 
 #if defined(_WIN32)
 #define SG2_EXPORT __declspec(dllexport)
@@ -89,7 +89,30 @@ typedef struct {
 } Sg2Winograd;
 
 SG2_EXPORT int sg2_winograd(const Sg2Winograd* args, const void* first, const void* second, void* out, void* stream);
-// 1 where sg2_winograd computes, else 0.
+// One layer of the generator by the same algorithm, without gradients, of contiguous float32:
+//
+//     y = clamp(gain · lrelu(scale · (w * (style · x)) + noise + bias)),
+//
+// x [batch, in, height, width], styles [batch, in], scale [batch, out], noise [1 or batch, H, W], bias [out],
+// y [batch, out, H, W] with (H, W) = up · (height, width); scale, noise and bias may be null. `kernels` are those that
+// sg2_styled_kernels makes of w, a correlation padded by 1: for up 1 [out, in, 3, 3]; for up 2 [out, 4, in, 3, 3], one
+// for each pixel of a 2×2 block of y, row by row. Only where sg2_winograd computes.
+typedef struct {
+    int64_t batch, in, out, height, width;
+    double slope;  // of the leaky ReLU below 0; 1: none
+    double gain;
+    double clamp;  // < 0: none
+    int32_t up;    // 1 or 2
+    int32_t noise_per_image;
+    int32_t threads;
+} Sg2Styled;
+
+SG2_EXPORT int sg2_styled_convolution(const Sg2Styled* args, const void* x, const void* kernels, const void* styles,
+                                      const void* scale, const void* noise, const void* bias, void* y, void* stream);
+// How many numbers the kernels of a layer are, and the kernels; both read only in, out, up and threads.
+SG2_EXPORT int64_t sg2_styled_kernels_size(const Sg2Styled* args);
+SG2_EXPORT int sg2_styled_kernels(const Sg2Styled* args, const void* w, void* kernels, void* stream);
+// 1 where sg2_winograd and sg2_styled_convolution compute, else 0.
 SG2_EXPORT int sg2_has_winograd(void);
 
 SG2_EXPORT int sg2_interface_version(void);

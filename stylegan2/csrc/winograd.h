@@ -215,27 +215,58 @@ inline int find_strips(const Shape& s, int64_t group, Strip* strips) {
     return count;
 }
 
-// Pixels from..from + count of a row; 0 outside of it.
-inline void copy_pixels(float* to, const float* row, int64_t width, int64_t from, int64_t count) {
+// Pixels from..from + count of a row, times a factor; 0 outside of it. Rows are short: a call of memmove would show.
+inline void copy_pixels(float* to, const float* row, int64_t width, int64_t from, int64_t count, float factor = 1.f) {
     const int64_t begin = std::min(count, std::max<int64_t>(0, -from));
     const int64_t end = std::max(begin, std::min(count, width - from));
-    std::fill(to, to + begin, 0.f);
-    std::copy(row + from + begin, row + from + end, to + begin);
-    std::fill(to + end, to + count, 0.f);
+    for (int64_t i = 0; i < begin; ++i) to[i] = 0.f;
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) store(to + i, factor * load<Vector>(row + from + i));
+    for (; i < end; ++i) to[i] = factor * row[from + i];
+    for (; i < count; ++i) to[i] = 0.f;
+}
+
+// The lanes of tiles that a group has.
+inline int64_t lanes_of(const Strip* strips, int count) {
+    return count ? strips[count - 1].lane + strips[count - 1].length : 0;
+}
+
+// Asks for the pixels of a channel that transform_input will read: channels lie too far apart to be foreseen.
+inline void prefetch_input(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count) {
+    constexpr int64_t kCacheLine = 16;
+    for (int i = 0; i < count; ++i) {
+        const int64_t top = std::max<int64_t>(0, 4 * strips[i].row - s.pad);
+        const int64_t bottom = std::min(s.height, 4 * strips[i].row - s.pad + 6);
+        const int64_t left = std::max<int64_t>(0, 4 * strips[i].column - s.pad);
+        const int64_t right = std::min(s.width, 4 * (strips[i].column + strips[i].length) - s.pad + 2);
+        const float* const plane = x + (strips[i].image * s.in + channel) * s.height * s.width;
+        for (int64_t y = top; y < bottom; ++y) {
+            for (int64_t at = left; at < right; at += kCacheLine) __builtin_prefetch(plane + y * s.width + at);
+        }
+    }
 }
 
 // One channel's 6x6 neighbourhoods of a group of tiles, transformed: point k of tile t to out[k · stride + t].
+// `factors`: of every channel of every image [batch, in]; null for none.
 inline void transform_input(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count, float* out,
-                            int64_t stride) {
-    alignas(64) float near[6][4 * kTiles] = {}, far[6][4 * kTiles] = {};  // pixels 0..3 and 4..7 of each tile
+                            int64_t stride, const float* factors = nullptr) {
+    alignas(64) float near[6][4 * kTiles], far[6][4 * kTiles];  // pixels 0..3 and 4..7 of each tile
+    const int64_t unused = 4 * lanes_of(strips, count);
+    for (int line = 0; line < 6; ++line) {
+        std::fill(near[line] + unused, near[line] + 4 * kTiles, 0.f);
+        std::fill(far[line] + unused, far[line] + 4 * kTiles, 0.f);
+    }
     for (int i = 0; i < count; ++i) {
         const Strip& strip = strips[i];
+        const int64_t plane = strip.image * s.in + channel, left = 4 * strip.column - s.pad;
+        const float factor = factors ? factors[plane] : 1.f;
         for (int line = 0; line < 6; ++line) {
-            const int64_t y = 4 * strip.row + line - s.pad, left = 4 * strip.column - s.pad;
-            if (y < 0 || y >= s.height) continue;
-            const float* row = x + ((strip.image * s.in + channel) * s.height + y) * s.width;
-            copy_pixels(near[line] + 4 * strip.lane, row, s.width, left, 4 * strip.length);
-            copy_pixels(far[line] + 4 * strip.lane, row, s.width, left + 4, 4 * strip.length);
+            const int64_t y = 4 * strip.row + line - s.pad;
+            const bool outside = y < 0 || y >= s.height;
+            const float* row = outside ? x : x + (plane * s.height + y) * s.width;
+            const int64_t width = outside ? 0 : s.width;
+            copy_pixels(near[line] + 4 * strip.lane, row, width, left, 4 * strip.length, factor);
+            copy_pixels(far[line] + 4 * strip.lane, row, width, left + 4, 4 * strip.length, factor);
         }
     }
     for (int v = 0; v < kTiles / kLanes; ++v) {
@@ -247,28 +278,6 @@ inline void transform_input(const Shape& s, const float* x, int64_t channel, con
         for (int i = 0; i < 6; ++i) input_transform(d + i, 6, t + i, 6);
         for (int i = 0; i < 6; ++i) input_transform(t + 6 * i, 1, d + 6 * i, 1);
         for (int k = 0; k < kPoints; ++k) store(out + k * stride + v * kLanes, d[k]);
-    }
-}
-
-// The same for one channel's gradients of the result, 4x4 a tile.
-inline void transform_gradient(const Shape& s, const float* g, int64_t channel, const Strip* strips, int count,
-                               float* out, int64_t stride) {
-    alignas(64) float rows[4][4 * kTiles] = {};
-    for (int i = 0; i < count; ++i) {
-        const Strip& strip = strips[i];
-        for (int line = 0; line < 4; ++line) {
-            const int64_t y = 4 * strip.row + line;
-            if (y >= s.out_height()) continue;
-            const float* row = g + ((strip.image * s.out + channel) * s.out_height() + y) * s.out_width();
-            copy_pixels(rows[line] + 4 * strip.lane, row, s.out_width(), 4 * strip.column, 4 * strip.length);
-        }
-    }
-    for (int v = 0; v < kTiles / kLanes; ++v) {
-        Vector d[16], t[24], z[36];
-        for (int line = 0; line < 4; ++line) split<4>(rows[line] + 64 * v, d + 4 * line);
-        for (int i = 0; i < 4; ++i) gradient_transform(d + i, 4, t + i, 4);
-        for (int i = 0; i < 6; ++i) gradient_transform(t + 4 * i, 1, z + 6 * i, 1);
-        for (int k = 0; k < kPoints; ++k) store(out + k * stride + v * kLanes, z[k]);
     }
 }
 
@@ -334,124 +343,40 @@ inline void multiply(const float* u, const float* v, int64_t in, float* m, int64
 // cache would evict each other.
 inline int64_t point_stride(const Shape& s) { return s.in * kTiles + kLanes; }
 
+// Products of a transformed group of tiles with eight output channels from `first` on: m [8, 36, 32].
+inline void multiply_points(const Shape& s, const float* u, const float* v, int64_t first, float* m) {
+    const float* kernels = u + first * kPoints * s.in;
+    for (int k = 0; k < kPoints; ++k) {
+        multiply(kernels + k * s.in * kRows, v + k * point_stride(s), s.in, m + k * kTiles, kPoints * kTiles);
+    }
+}
+
+// One output channel's pixels, as four lines of 32 tiles, from its products [36, 32].
+inline void transform_output(const float* m, float (*lines)[4 * kTiles]) {
+    for (int part = 0; part < kTiles / kLanes; ++part) {
+        Vector d[36], t[24], r[16];
+        for (int k = 0; k < kPoints; ++k) d[k] = load<Vector>(m + k * kTiles + part * kLanes);
+        for (int i = 0; i < 6; ++i) output_transform(d + i, 6, t + i, 6);
+        for (int i = 0; i < 4; ++i) output_transform(t + 6 * i, 1, r + 4 * i, 1);
+        for (int i = 0; i < 4; ++i) join(r + 4 * i, lines[i] + 64 * part);
+    }
+}
+
 // Groups begin..end of tiles; u of transform_kernels, v working memory of kPoints · point_stride(s).
 inline void convolve(const Shape& s, const float* x, const float* u, float* v, float* y, int64_t begin, int64_t end) {
-    const int64_t stride = point_stride(s);
-    alignas(64) float m[kRows * kPoints * kTiles], rows[4][4 * kTiles];
+    alignas(64) float m[kRows * kPoints * kTiles], lines[4][4 * kTiles];
     Strip strips[kTiles];
     for (int64_t group = begin; group < end; ++group) {
         const int count = find_strips(s, group, strips);
-        for (int64_t c = 0; c < s.in; ++c) transform_input(s, x, c, strips, count, v + c * kTiles, stride);
+        for (int64_t c = 0; c < s.in; ++c) {
+            if (c + 1 < s.in) prefetch_input(s, x, c + 1, strips, count);
+            transform_input(s, x, c, strips, count, v + c * kTiles, point_stride(s));
+        }
         for (int64_t first = 0; first < s.out; first += kRows) {
-            const float* kernels = u + first * kPoints * s.in;
-            for (int k = 0; k < kPoints; ++k) {
-                multiply(kernels + k * s.in * kRows, v + k * stride, s.in, m + k * kTiles, kPoints * kTiles);
-            }
+            multiply_points(s, u, v, first, m);
             for (int row = 0; row < kRows && first + row < s.out; ++row) {
-                for (int part = 0; part < kTiles / kLanes; ++part) {
-                    Vector d[36], t[24], r[16];
-                    for (int k = 0; k < kPoints; ++k) {
-                        d[k] = load<Vector>(m + (row * kPoints + k) * kTiles + part * kLanes);
-                    }
-                    for (int i = 0; i < 6; ++i) output_transform(d + i, 6, t + i, 6);
-                    for (int i = 0; i < 4; ++i) output_transform(t + 6 * i, 1, r + 4 * i, 1);
-                    for (int i = 0; i < 4; ++i) join(r + 4 * i, rows[i] + 64 * part);
-                }
-                write_tiles(s, rows, first + row, strips, count, y);
-            }
-        }
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Gradient by the kernels
-// ---------------------------------------------------------------------------------------------------------------------
-
-inline int64_t fours(int64_t channels) { return (channels + 3) / 4; }
-
-// Working memory of kernel_gradient: transformed inputs and gradients of some groups of tiles, and the 36 sums.
-struct Workspace {
-    int64_t groups, length, in_stride, out_stride;
-    Buffer inputs, gradients, products;
-
-    explicit Workspace(const Shape& s)
-        : groups(std::min<int64_t>({kLongest, s.groups(), std::max<int64_t>(1, 2048 / (s.in + s.out))})),
-          length(groups * kTiles),
-          in_stride(4 * fours(s.in) * length + kLanes),
-          out_stride(4 * fours(s.out) * length + kLanes),
-          inputs(kPoints * in_stride),
-          gradients(kPoints * out_stride),
-          products(kPoints * products_per_point(s)) {
-        std::fill_n(inputs.get(), kPoints * in_stride, 0.f);
-        std::fill_n(gradients.get(), kPoints * out_stride, 0.f);
-        std::fill_n(products.get(), kPoints * products_per_point(s), 0.f);
-    }
-    static int64_t products_per_point(const Shape& s) { return fours(s.in) * fours(s.out) * kLanes; }
-};
-
-// Transforms channel `channel` of x, or beyond those of g, for the groups from `first` on.
-inline void transform_channel(const Shape& s, const Workspace& space, const float* x, const float* g, int64_t channel,
-                              int64_t first) {
-    Strip strips[kTiles];
-    for (int64_t group = 0; group < space.groups; ++group) {
-        const int count = find_strips(s, first + group, strips);  // 0 beyond the last tile: zeros
-        const int64_t out = channel - s.in;
-        if (out < 0) {
-            float* to = space.inputs.get() + channel * space.length + group * kTiles;
-            transform_input(s, x, channel, strips, count, to, space.in_stride);
-        } else {
-            float* to = space.gradients.get() + out * space.length + group * kTiles;
-            transform_gradient(s, g, out, strips, count, to, space.out_stride);
-        }
-    }
-}
-
-// Adds [out, tiles] × [tiles, in] of one point to its sums, in blocks of 4 × 4.
-inline void add_products(const Shape& s, const Workspace& space, int point) {
-    const float* const inputs = space.inputs.get() + point * space.in_stride;
-    const float* const gradients = space.gradients.get() + point * space.out_stride;
-    float* to = space.products.get() + point * Workspace::products_per_point(s);
-    constexpr int kHeldColumns = kHeld == 8 ? 4 : 2;
-    for (int64_t out = 0; out < 4 * fours(s.out); out += 4) {
-        for (int64_t in = 0; in < 4 * fours(s.in); in += 4, to += kLanes) {
-            Vector sum[16] = {};
-            for (int column = 0; column < 4; column += kHeldColumns) {
-                const float* v = inputs + (in + column) * space.length;
-                const float* z = gradients + out * space.length;
-                Register held[4][kHeldColumns] = {};
-                for (int64_t t = 0; t < space.length; t += kWidth) {
-#pragma GCC unroll 4
-                    for (int i = 0; i < 4; ++i) {
-                        const Register gradient = load<Register>(z + i * space.length + t);
-#pragma GCC unroll 4
-                        for (int j = 0; j < kHeldColumns; ++j) {
-                            held[i][j] += gradient * load<Register>(v + j * space.length + t);
-                        }
-                    }
-                }
-                for (int i = 0; i < 4; ++i) {
-                    for (int j = 0; j < kHeldColumns; ++j) {
-                        std::memcpy(&sum[4 * i + column + j], &held[i][j], sizeof(Register));
-                    }
-                }
-            }
-            add_sums(sum, to);
-        }
-    }
-}
-
-// The gradients w [out, in, 3, 3] of four output channels from the finished sums.
-inline void finish_kernels(const Shape& s, const Workspace& space, int64_t four, float* w) {
-    for (int64_t in = 0; in < s.in; in += 4) {
-        const float* from = space.products.get() + (four * fours(s.in) + in / 4) * kLanes;
-        Vector u[36], t[18], g[9];
-        for (int k = 0; k < kPoints; ++k) u[k] = load<Vector>(from + k * Workspace::products_per_point(s));
-        for (int i = 0; i < 6; ++i) kernel_transform_transposed(u + i, 6, t + i, 6);
-        for (int i = 0; i < 3; ++i) kernel_transform_transposed(t + 6 * i, 1, g + 3 * i, 1);
-        for (int64_t i = 0; i < std::min<int64_t>(4, s.out - 4 * four); ++i) {
-            for (int64_t j = 0; j < std::min<int64_t>(4, s.in - in); ++j) {
-                float* const taps = w + 9 * ((4 * four + i) * s.in + in + j);
-                for (int tap = 0; tap < 9; ++tap) taps[tap] = g[tap][lane_of(static_cast<int>(4 * i + j))];
+                transform_output(m + row * kPoints * kTiles, lines);
+                write_tiles(s, lines, first + row, strips, count, y);
             }
         }
     }

@@ -30,6 +30,7 @@ from stylegan2.networks.layers import (
 from stylegan2.ops.bias_act import activation as find_activation
 from stylegan2.ops.bias_act import bias_act
 from stylegan2.ops.modulated_conv import modulated_conv2d
+from stylegan2.ops.styled_conv import Finish, styled_conv2d
 from stylegan2.ops.upfirdn2d import setup_filter, upsample2d
 
 NOISE_MODES = ("random", "const", "none")
@@ -94,23 +95,22 @@ class StyledConv2d(nn.Module):
     ) -> Tensor:
         """Maps [N, in_channels, H/up, W/up] and w [N, w_dim] to [N, out_channels, H, W]."""
         styles = self.affine(w)
-        x = modulated_conv2d(
+        finish = Finish(
+            self.activation,
+            self.activation_gain * gain,
+            None if self.conv_clamp is None else self.conv_clamp * gain,
+        )
+        return styled_conv2d(
             x,
             self.weight.contiguous(memory_format=block_memory_format(self.channels_last, x.dtype)),
             styles,
-            noise=self._noise(x, noise_mode),
+            self._noise(x, noise_mode),
+            self.bias,
+            finish,
             up=self.up,
             padding=self.padding,
             resample_filter=self.resample_filter,
-            flip_weight=self.up == 1,
             fused_modconv=fused_modconv,
-        )
-        return bias_act(
-            x,
-            self.bias.to(x.dtype),
-            act=self.activation,
-            gain=self.activation_gain * gain,
-            clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
         )
 
     def _noise(self, x: Tensor, mode: str) -> Tensor | None:

@@ -37,6 +37,7 @@ Gradients = tuple[Tensor | None, Tensor | None, None]
 
 # Where Winograd won (AVX-512, one thread): below, transforms cost more than the saved products.
 _LEAST_CHANNELS, _LEAST_TILES, _LEAST_TILES_FOR_KERNELS = 16, 64, 128
+_LEAST_TILES_STYLED = 32  # with kernels that are prepared once
 _CONVOLUTION, _BY_IMAGE, _BY_KERNEL = 0, 1, 2  # `what` of `sg2_winograd`
 
 _local = threading.local()
@@ -300,6 +301,17 @@ def _takes_winograd(
         and min(channels) >= _LEAST_CHANNELS
         and tiles >= least_tiles
     )
+
+
+def takes_styled(x: Tensor, w: Tensor) -> bool:
+    """Whether a convolution with kernels of 3×3, padded by 1, takes Winograd's algorithm with all around it.
+
+    `csrc/styled_convolution.h` has no gradients: never where autograd records.
+    """
+    if x.ndim != 4 or _is_watched(x, w) or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
+        return False
+    geometry = _Geometry(1, (1, 1), 1, _size(x), _size(w), selection.convolves_by_winograd(x))
+    return _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _LEAST_TILES_STYLED)
 
 
 def _holds_floats(x: Tensor) -> bool:

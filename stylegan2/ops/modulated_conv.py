@@ -59,7 +59,7 @@ def modulated_conv2d(
             images, kernel.to(x.dtype), resample_filter, up, down, padding, groups, flip_weight=flip_weight
         )
 
-    demodulation = _demodulation(weight, styles) if demodulate else None
+    demodulation = demodulation_factors(styles, energy(weight)) if demodulate else None
     pointwise = tuple(weight.shape[2:]) == (1, 1) and up == down == 1 and padding == 0
     if pointwise and demodulation is None and x.is_contiguous():
         # [N, C_out, C_in] × [N, C_in, H·W]: the style scales the few weights, not the many pixels.
@@ -82,14 +82,18 @@ def modulated_conv2d(
     return x if noise is None else x + noise.to(x.dtype)
 
 
-def _demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+def energy(weight: Tensor) -> Tensor:
+    """Sums of squares over the kernel, ``[C_out, C_in]``: what ``demodulate`` asks of a weight."""
+    return weight.square().sum(dim=(2, 3))
+
+
+def demodulation_factors(styles: Tensor, energy: Tensor) -> Tensor:
     """Factors [N, C_out] that bring each output channel back to unit variance."""
     # ------------------------------------------------------------------
     # Karras et al. 2019, equations 1 and 3:
     # w'_ijk = s_i · w_ijk;  w''_ijk = w'_ijk / √(Σ_ik w'_ijk² + ε)
     # The sum over the kernel does not depend on the style, so it becomes one small matrix product.
     # ------------------------------------------------------------------
-    energy = weight.square().sum(dim=(2, 3))  # [C_out, C_in]
     return (styles.square() @ energy.t() + _EPSILON).rsqrt()
 
 

@@ -18,7 +18,7 @@ ACTIVATION_CODES = {
         ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
     )
 }
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 
 
 class BiasActArguments(ctypes.Structure):
@@ -62,6 +62,16 @@ class WinogradArguments(ctypes.Structure):
     )
 
 
+class StyledArguments(ctypes.Structure):
+    """`Sg2Styled`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "in_channels", "out_channels", "height", "width")),
+        *((name, ctypes.c_double) for name in ("slope", "gain", "clamp")),
+        *((name, ctypes.c_int32) for name in ("up", "noise_per_image", "threads")),
+    )
+
+
 # Filling a structure takes longer than a small call: networks repeat the same few hundred ones.
 @functools.lru_cache(maxsize=4096)
 def bias_act_arguments(*values: float) -> BiasActArguments:
@@ -98,6 +108,13 @@ class NativeLibrary:
             if build.kind == "cpu":
                 self.winograd = library.sg2_winograd
                 self.winograd.argtypes = [pointers] * 5
+                self.styled_convolution = library.sg2_styled_convolution
+                self.styled_convolution.argtypes = [pointers] * 9
+                self.styled_kernels = library.sg2_styled_kernels
+                self.styled_kernels.argtypes = [pointers] * 4
+                self.styled_kernels_size = library.sg2_styled_kernels_size
+                self.styled_kernels_size.argtypes = [pointers]
+                self.styled_kernels_size.restype = ctypes.c_int64
             self.has_winograd = build.kind == "cpu" and bool(library.sg2_has_winograd())
             self._error_message = library.sg2_error_message
             self._error_message.restype = ctypes.c_char_p

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.binarise import Binarisation
 from pipeline.errors import UserError
 from pipeline.evaluation import (
     CONFUSION_COLUMNS,
@@ -153,6 +154,39 @@ def test_figures_on_centrelines_judge_the_mask_at_the_threshold(samples, tmp_pat
             assert (score.topology, score.boundary) == TruthShape.of(loaded.vessels, mask).judge(marked)
 
 
+def test_figures_judge_the_mask_as_it_is_made(samples, tmp_path):
+    write_predictions(RedChannel(), samples, tmp_path)
+    made = Binarisation(threshold=0.8, hysteresis_low=0.55, min_size=4)
+    evaluation = evaluate_predictions(tmp_path, samples, 0.5, binarisation=made)
+    plain = evaluate_predictions(tmp_path, samples, 0.5)
+    assert evaluation.binarisation == made and plain.binarisation is None
+    pooled = {region: np.zeros(4, int) for region in (FIELD_OF_VIEW, FULL_FRAME)}
+    for score, (sample, region) in zip(evaluation.images, itertools.product(samples, pooled), strict=True):
+        loaded = sample.load()
+        mask = made.mask(read_probability(tmp_path / f"{sample.id}.png"))
+        counted = loaded.fov if region == FIELD_OF_VIEW else np.ones_like(loaded.fov)
+        assert score.confusion == Confusion.count(mask, loaded.vessels, counted)
+        assert (score.topology, score.boundary) == TruthShape.of(loaded.vessels, counted).judge(mask)
+        pooled[region] += score.confusion.as_array()
+    for region, (tp, fp, tn, fn) in pooled.items():
+        summary, other = evaluation.summary(region)["pooled"], plain.summary(region)["pooled"]
+        assert summary["f1"] == round(2 * tp / (2 * tp + fp + fn), 6) != other["f1"]
+        assert summary["accuracy"] == round((tp + tn) / (tp + fp + tn + fn), 6)
+        assert (summary["auc"], summary["average_precision"]) == (other["auc"], other["average_precision"])
+
+
+def test_a_binarisation_without_effect_changes_no_figure(samples, tmp_path):
+    write_predictions(RedChannel(), samples, tmp_path)
+    plain = evaluate_predictions(tmp_path, samples, 0.6)
+    made = evaluate_predictions(tmp_path, samples, 0.6, binarisation=Binarisation(threshold=0.6))
+    pd.testing.assert_frame_equal(made.per_image("m"), plain.per_image("m"))
+    assert made.summary(FIELD_OF_VIEW) == plain.summary(FIELD_OF_VIEW)
+    # the figures of the pool come from counts of masks or of levels: the same
+    for region, levels in plain.pooled.items():
+        expected = {name: round(value, 6) for name, value in levels.metrics(0.6).as_dict().items()}
+        assert plain.summary(region)["pooled"] == expected
+
+
 def test_truths_are_measured_once_for_all_models(samples, tmp_path, monkeypatch):
     write_predictions(RedChannel(), samples, tmp_path)
     alone = evaluate_predictions(tmp_path, samples, 0.6)
@@ -196,6 +230,10 @@ def test_submission_is_numbered_binary_masks(folder, tmp_path):
     assert mask.shape == (24, 32)
     assert np.array_equal(mask == 255, read_probability(tmp_path / "p" / "08.png") >= 0.5)
     assert set(np.unique(mask)) == {0, 255}
+    made = Binarisation(threshold=0.9, hysteresis_low=0.4, min_size=3)
+    write_submission(tmp_path / "made", tmp_path / "p", unlabelled, 0.5, made)
+    expected = made.mask(read_probability(tmp_path / "p" / "08.png"))
+    assert np.array_equal(read_gray(tmp_path / "made" / "8.png") == 255, expected)
 
 
 def test_submission_numbers_must_differ(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.binarise import Binarisation
 from pipeline.ensemble import EnsembleConfig, save_ensemble
 from pipeline.errors import UserError
 from pipeline.frames import Resolution, Statistics, Views, network_input
@@ -20,7 +21,13 @@ CPU = torch.device("cpu")
 PROVENANCE = {"versions": {"torch": "2"}, "git_commit": None, "data_sha256": "0"}
 
 
-def write_model(folder: Path, seed: int, resolution: Resolution = 32, threshold: float = 0.5) -> Path:
+def write_model(
+    folder: Path,
+    seed: int,
+    resolution: Resolution = 32,
+    threshold: float = 0.5,
+    binarisation: Binarisation | None = None,
+) -> Path:
     torch.manual_seed(seed)
     architecture = Architecture(base_width=2)
     statistics = Statistics(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -29,6 +36,7 @@ def write_model(folder: Path, seed: int, resolution: Resolution = 32, threshold:
         resolution=resolution,
         statistics=statistics,
         threshold=threshold,
+        binarisation=binarisation,
         params={},
         **PROVENANCE,  # type: ignore[arg-type]
     )
@@ -131,6 +139,29 @@ def test_other_arrays_are_refused(tmp_path: Path, image: np.ndarray) -> None:
         Predictor.from_folder(write_model(tmp_path / "m", 0), CPU).predict(image)
 
 
+def test_masks_are_made_as_the_folder_says(tmp_path: Path) -> None:
+    made = Binarisation(threshold=0.8, hysteresis_low=0.4, min_size=3)
+    probability = np.random.default_rng(0).random((30, 40), dtype=np.float32)
+    plain = Predictor.from_folder(write_model(tmp_path / "plain", 0, threshold=0.3), CPU)
+    assert np.array_equal(plain.mask(probability), probability >= 0.3)
+    folder = write_model(tmp_path / "made", 0, threshold=0.3, binarisation=made)
+    predictor = Predictor.from_folder(folder, CPU)
+    assert (predictor.threshold, predictor.binarisation) == (0.3, made)
+    assert np.array_equal(predictor.mask(probability), made.mask(probability))
+
+    other = Binarisation(threshold=0.7)
+    config = EnsembleConfig(
+        rule="mean",
+        weight=0.5,
+        threshold=0.6,
+        binarisation=other,
+        **PROVENANCE,  # type: ignore[arg-type]
+    )
+    save_ensemble(tmp_path / "ensemble", config, [folder, folder])
+    ensemble = Predictor.from_folder(tmp_path / "ensemble", CPU)
+    assert np.array_equal(ensemble.mask(probability), other.mask(probability))
+
+
 def test_an_ensemble_works_without_its_members_folders(tmp_path: Path) -> None:
     members = [write_model(tmp_path / "base", 0), write_model(tmp_path / "retrained", 1, "native")]
     config = EnsembleConfig(rule="weighted", weight=0.25, threshold=0.6, **PROVENANCE)  # type: ignore[arg-type]
@@ -141,6 +172,8 @@ def test_an_ensemble_works_without_its_members_folders(tmp_path: Path) -> None:
         shutil.rmtree(folder)
     ensemble = Predictor.from_folder(tmp_path / "ensemble", CPU)
     assert ensemble.threshold == 0.6
+    assert ensemble.binarisation is None
+    assert "binarisation" not in json.loads((tmp_path / "ensemble" / CONFIG_FILE).read_text())
     assert np.allclose(ensemble.predict(image), 0.25 * base + 0.75 * retrained, atol=1e-6)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.binarise import Binarisation
 from pipeline.errors import UserError
 from pipeline.frames import Statistics
 from pipeline.model_folder import (
@@ -57,6 +58,23 @@ def test_equal_models_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "again", network, loaded)
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_how_masks_are_made_is_kept_and_otherwise_not_mentioned(folder: Path) -> None:
+    # without it the file is what it was before there was such a key, and such a file can be read
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    assert list(values) == [name for name in ModelConfig.model_fields if name != "binarisation"]
+    network, loaded = load_model(folder, CPU)
+    assert loaded.binarisation is None
+    made = Binarisation(threshold=0.6, hysteresis_low=0.35, min_size=32)
+    save_model(folder, network, loaded.model_copy(update={"binarisation": made}))
+    assert load_model(folder, CPU)[1].binarisation == made
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    assert values["binarisation"] == {"threshold": 0.6, "hysteresis_low": 0.35, "min_size": 32}
+    values["binarisation"]["hysteresis_low"] = 0.7
+    (folder / CONFIG_FILE).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"hysteresis_low 0\.7 is above threshold 0\.6"):
+        load_model(folder, CPU)
 
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:

@@ -85,6 +85,30 @@ def test_hand_made_case():
     assert got.average_precision == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
 
 
+def test_counts_of_masks_are_those_of_their_levels():
+    total = Confusion(0, 0, 0, 0)
+    pooled = LevelCounts.zero()
+    for seed in range(3):
+        levels, truth = random_case(seed)
+        region = np.random.default_rng(seed).random(truth.shape) < 0.7
+        marked = levels >= pixel.threshold_level(0.45)
+        counts = LevelCounts.count(levels, truth, region)
+        found = Confusion.count(marked, truth, region)
+        assert found == counts.confusion(0.45)
+        assert counts.metrics_of(found) == counts.metrics(0.45)
+        total, pooled = total + found, pooled + counts
+    assert total == pooled.confusion(0.45)
+    assert all(type(count) is int for count in (total.true_positive, total.true_negative))
+
+
+def test_masks_of_wrong_types_and_shapes_are_errors():
+    mask = np.ones((4, 5), bool)
+    for wrong in (mask.astype(np.uint8), mask[:3]):
+        for arrays in ((wrong, mask, mask), (mask, wrong, mask), (mask, mask, wrong)):
+            with pytest.raises(ValueError, match="expected three bool arrays of one shape"):
+                Confusion.count(*arrays)
+
+
 def test_all_tied_is_chance():
     truth = np.array([[True, False, False, False]])
     got = LevelCounts.count(np.full((1, 4), 7, np.uint16), truth, everything(truth)).metrics(0.5)

@@ -90,6 +90,7 @@ def inputs(tmp_path_factory):
             ModelResults(
                 name=name,
                 threshold=0.5,
+                binarisation=None,
                 fov=evaluation.summary(FIELD_OF_VIEW),
                 full_frame=evaluation.summary(FULL_FRAME),
                 roc=roc_curve(counts, 50),

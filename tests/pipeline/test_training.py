@@ -405,3 +405,19 @@ def test_prefetch_keeps_order_and_passes_errors_on(workers: int) -> None:
     assert list(prefetch(lambda x: x * x, range(9), workers)) == [x * x for x in range(9)]
     with pytest.raises(ZeroDivisionError):
         list(prefetch(lambda x: 1 // x, [1, 0, 2], workers))
+
+
+def test_weights_that_are_no_longer_finite_are_an_error_before_they_are_validated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = training._EpochTrainer.run
+
+    def broken_last_step(trainer: training._EpochTrainer, epoch: training._Epoch) -> float:
+        loss = original(trainer, epoch)
+        with torch.no_grad():
+            next(trainer.state.network.parameters()).fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(training._EpochTrainer, "run", broken_last_step)
+    with pytest.raises(UserError, match=r"weights are no longer finite in epoch 1 \(phase first"):
+        train()

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import stages.evaluate
 import stages.report
+from pipeline.cli import main as vesselforge
 from pipeline.ensemble import MEMBERS, MEMBERS_FOLDER, EnsembleConfig
 from pipeline.evaluation import PER_IMAGE_COLUMNS
 from pipeline.images import read_gray, write_png, write_probability
@@ -194,6 +195,25 @@ def test_metrics_differ_between_models_and_regions(project):
     run(stages.evaluate.main)
     pooled = [json.loads((project / path).read_text())["pooled"]["auc"] for path in METRICS]
     assert len(set(pooled)) == 6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_command_computes_the_same_files(project, name):
+    assert run(stages.evaluate.main).exit_code == 0
+    options = ["-m", f"models/{name}", "--data", "data/prepared/test", "--dataset", "prepared", "-o", "out"]
+    options += ["--seed", "7", "--bootstrap-samples", "100", "--device", "cpu", "--threads", "1"]
+    result = CliRunner().invoke(vesselforge, ["evaluate", *options])
+    assert result.exit_code == 0, result.output
+    assert "1 without label left out" in result.output
+    for file in ("metrics", "full_frame", "topology", "agreement"):
+        place = "metrics" if file == "metrics" else f"metrics/{file}"
+        assert Path("out", f"{file}.json").read_bytes() == Path(place, f"{name}.json").read_bytes()
+    for file in ("per_image.csv", "intervals.csv"):
+        header, *rows = Path("metrics", file).read_text().splitlines()
+        expected = [header, *(row for row in rows if row.startswith(f"{name},"))]
+        assert Path("out", file).read_text().splitlines() == expected
+    for path in Path("out/predictions").iterdir():
+        assert path.read_bytes() == Path("predictions", name, path.name).read_bytes()
 
 
 @pytest.mark.parametrize(

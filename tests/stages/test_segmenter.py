@@ -6,13 +6,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
+from torch import nn
 
 import stages.retrain
+import stages.segmenter
 import stages.train_base
-from pipeline.images import write_png, write_probability
-from pipeline.prepared import Entry, Frame, write_prepared
+from pipeline.binarise import Binarisation
+from pipeline.images import read_rgb, write_png, write_probability
+from pipeline.inference import Predictor
+from pipeline.prepared import Entry, Frame, load_samples, write_prepared
+from pipeline.threshold import best_f1_threshold
+from pipeline.training_checkpoint import HistoryRow
+from pipeline.training_watch import TrainingWatch
 
 DEVELOPMENT = "data/prepared/development"
 POOL = ["data/synthetic/images", "data/synthetic/probabilities"]
@@ -112,3 +120,82 @@ def test_tables_and_config_name_the_same_epoch(project, command, folder, phases,
     assert kept["validation_auc"] == history["validation_auc"][history["selectable"]].max()
     assert validation["epoch"].tolist() == [epoch for epoch in (2, 3, 4, 5) if epoch <= len(phases)]
     assert not validation.isna().any(axis=None)
+
+
+def test_training_can_be_followed_and_leaves_its_examples(project, monkeypatch) -> None:
+    seen: list[list[str]] = []
+    original = stages.segmenter.example_predictions
+
+    def look(*args: object) -> np.ndarray:  # after the training, before the private folder goes
+        seen.extend([sorted(path.name for path in folder.iterdir()) for folder in live_folders(project)])
+        return original(*args)
+
+    monkeypatch.setattr(stages.segmenter, "example_predictions", look)
+    result = CliRunner().invoke(stages.train_base.main, [])
+    assert result.exit_code == 0, result.output
+    (names,) = seen  # an untrained network may be warned of
+    assert set(names) - {"warnings.csv"} == {"curves", "examples", "metrics.json", "plots", "report.html"}
+    assert "report.html" in result.stderr and "epoch 3/3" in result.stderr
+    assert "%|" not in result.stderr  # no bar in a log
+    shown = read_rgb(project / "models/base/examples.png")
+    assert np.array_equal(shown[:32, :32], frame(3).image)  # the validation image
+    assert not live_folders(project)
+    assert yaml.safe_load(Path("dvc.yaml").read_text()) == GRAPH
+
+
+def test_an_interrupted_training_leaves_the_same_bytes(project, monkeypatch) -> None:
+    assert CliRunner().invoke(stages.train_base.main, []).exit_code == 0
+    folder = project / "models/base"
+    expected = {path.name: path.read_bytes() for path in folder.iterdir()}
+    call = TrainingWatch.__call__
+
+    def stop(self: TrainingWatch, row: HistoryRow, network: nn.Module) -> None:
+        call(self, row, network)
+        if row.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingWatch, "__call__", stop)
+        assert CliRunner().invoke(stages.train_base.main, []).exit_code == 130
+    assert len(live_folders(project)) == 1
+    assert CliRunner().invoke(stages.train_base.main, []).exit_code == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+
+
+def test_a_loss_that_is_not_finite_is_one_message_and_leaves_the_curves(project) -> None:
+    values = {**PARAMS, "train_base": {**TWO_STEPS, "final_learning_rate": 1e30, "final_epochs": 5}}
+    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    result = CliRunner().invoke(stages.train_base.main, [])
+    assert result.exit_code == 2
+    assert "Error: the loss became" in result.stderr and "Traceback" not in result.output
+    (live,) = live_folders(project)
+    losses = pd.read_csv(live / "curves/train/loss.tsv", sep="\t")
+    assert losses["step"].tolist()[:2] == [1, 2]
+    assert not (project / "models/base").exists()
+
+
+def live_folders(project: Path) -> list[Path]:
+    return list((project / ".checkpoints/train_base").glob("*/live"))
+
+
+def test_what_is_fitted_on_validation_is_fitted_on_the_views_and_reaches_the_model(project: Path) -> None:
+    fitted = {
+        **PARAMS["segmenter"],
+        "threshold": "validation",
+        "postprocess": "validation",
+        "views": "dihedral",
+    }
+    Path("params.yaml").write_text(yaml.safe_dump({**PARAMS, "segmenter": fitted}, sort_keys=False))
+    result = CliRunner().invoke(stages.train_base.main)
+    assert result.exit_code == 0, result.output
+    config = json.loads(Path("models/base/config.json").read_text())
+    predictor = Predictor.from_folder(Path("models/base"), torch.device("cpu"))
+    assert config["views"] == predictor.views == "dihedral"
+    assert predictor.binarisation == Binarisation.model_validate(config["binarisation"])
+    (sample,) = load_samples(Path(DEVELOPMENT), "validation")
+    shown = sample.load()
+    assert shown.vessels is not None
+    averaged = predictor.predict(shown.image)
+    assert np.array_equal(averaged, predictor.predict(shown.image, views="dihedral"))
+    assert not np.array_equal(averaged, predictor.predict(shown.image, views="none"))
+    assert config["threshold"] == best_f1_threshold(averaged[shown.fov], shown.vessels[shown.fov])

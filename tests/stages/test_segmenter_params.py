@@ -28,6 +28,7 @@ PHASE = {"epochs": 1, "learning_rate": 1e-3, "augment": False}
         (SegmenterParams, {"crop": 50}),
         (SegmenterParams, {"threshold": 1.5}),
         (SegmenterParams, {"threshold": "test"}),
+        (SegmenterParams, {"postprocess": "test"}),
         (SegmenterParams, {"batch_size": 0}),
         (SegmenterParams, {"loss": {"bce": 0, "dice": 0}}),
         (SegmenterParams, {"augmentation": {"rotate": 5}}),
@@ -44,6 +45,7 @@ PHASE = {"epochs": 1, "learning_rate": 1e-3, "augment": False}
         (retrain.Params, {"real": {**PHASE, "final_learning_rate": 0}}),
         (retrain.Params, {"real": {"epochs": 1}}),
         (ensemble.Params, {"rule": "median"}),
+        (ensemble.Params, {"postprocess": 0.5}),
         (pseudo_label.Params, {"batch": 3}),
     ],
 )

@@ -1,0 +1,1 @@
+"""The subcommands of `vesselforge`, one module each."""
