@@ -16,8 +16,8 @@ from pipeline.schema import Strict
 from pipeline.segmenter_params import SegmenterParams
 from pipeline.training import Execution, Phase, TrainedSegmenter, train_segmenter
 from pipeline.training_data import TrainingFrame, input_statistics, training_frames, validation_frames
-from pipeline.training_watch import TrainingWatch, example_predictions
 from stages.context import StageRun
+from stages.training_watch import TrainingWatch, example_predictions
 
 DEVELOPMENT = "data/prepared/development"
 HISTORY_FILE = "history.csv"

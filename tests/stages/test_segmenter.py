@@ -20,7 +20,7 @@ from pipeline.inference import Predictor
 from pipeline.prepared import Entry, Frame, load_samples, write_prepared
 from pipeline.threshold import best_f1_threshold
 from pipeline.training_checkpoint import HistoryRow
-from pipeline.training_watch import TrainingWatch
+from stages.training_watch import TrainingWatch
 
 DEVELOPMENT = "data/prepared/development"
 POOL = ["data/synthetic/images", "data/synthetic/probabilities"]

@@ -18,7 +18,7 @@ from pipeline.segmenter_params import SegmenterParams
 from pipeline.training import Execution, Phase, TrainedSegmenter, train_segmenter
 from pipeline.training_checkpoint import HistoryRow
 from pipeline.training_data import TrainingFrame, ValidationFrame
-from pipeline.training_watch import TrainingWatch, checkpoint_history, common_mask, example_predictions
+from stages.training_watch import TrainingWatch, checkpoint_history, common_mask, example_predictions
 
 SIZE = 16
 STATISTICS = Statistics(mean=(0, 0, 0), std=(1, 1, 1))
