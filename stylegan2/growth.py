@@ -31,9 +31,9 @@ def grown_weights(
     - Generator of the architecture `skip`: new image layers start at 0, so the picture is at first the
       smaller network's, enlarged. The others draw with their last image layer alone, and start it afresh.
     - Discriminator of the architecture `resnet` with leaky ReLU and at least twice as many feature maps as
-      the image has channels: D(x) = D_smaller(x at half the size), see `_pass_image_on`. Otherwise the
-      blocks beyond the smaller network start afresh, and with them the reading of the image; a warning is
-      logged.
+      the image has channels: D(x) = D_smaller(x at half the size), see `_pass_image_on`, as long as
+      `conv_clamp`, where one is set, limits nothing in either. Otherwise the blocks beyond the
+      smaller network start afresh, and with them the reading of the image; a warning is logged.
 
     Args:
         tensors: state of the smaller network.

@@ -80,10 +80,11 @@ class Snapshots:
         """The row of the best snapshot, the earliest if several are equal; None before the first KID."""
         return min(self.rows, key=_kid_of, default=None)
 
-    def clear(self) -> None:
-        """Delete the grids of a run that ended before its first checkpoint."""
+    def clear(self, first: int = 0) -> None:
+        """Delete the grids from so many images on: what a run drew after its last checkpoint."""
         for path in (self.folder / "samples").glob("generated_*.png"):
-            path.unlink()
+            if int(path.stem.removeprefix("generated_")) >= first:
+                path.unlink()
 
     def show_real(self) -> None:
         """Write a grid of training images."""

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from stylegan2.cache import CACHE_VARIABLE, cache_folder
 from stylegan2.errors import StyleGAN2Error
@@ -43,6 +43,26 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
+def find_network_folder(network: str) -> Path:
+    """Give the folder of a trained GAN, named by its path, or by its name if it comes with the package.
+
+    Raises:
+        StyleGAN2Error: the name also is that of something in the current folder.
+    """
+    if network not in shipped_names():
+        return Path(network)
+    _check_unambiguous(network, "a network that comes with this package")
+    return SHIPPED / network
+
+
+def _check_unambiguous(name: str, what: str) -> None:
+    if os.path.lexists(name):
+        raise StyleGAN2Error(
+            f"{name} is the name of {what}, and there is a {name} in this folder; write ./{name} for that "
+            "one, or rename it to have the other"
+        )
+
+
 def is_address(init: str) -> bool:
     """Whether `init` names something to download."""
     return init in NAMED_ADDRESSES or init.startswith(("https://", "http://"))
@@ -61,11 +81,13 @@ def find_networks(init: str) -> Path:
             folder of a trained GAN.
 
     Raises:
-        StyleGAN2Error: when it is none of these, cannot be downloaded, differs from what was downloaded
-            before, or is not usable.
+        StyleGAN2Error: when it is none of these, or a name that something in the current folder has, too;
+            when it cannot be downloaded, differs from what was downloaded before, or is not usable.
     """
     if init in shipped_names():
-        return SHIPPED / init
+        return find_network_folder(init)
+    if init in NAMED_ADDRESSES:
+        _check_unambiguous(init, "networks to download")
     path = Path(init)
     try:
         if is_address(init):
@@ -91,7 +113,7 @@ def find_networks(init: str) -> Path:
 def _downloaded(address: str) -> Path:
     """Download once; the checksum of the first download is recorded and later ones must agree with it."""
     parts = urllib.parse.urlparse(address)
-    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+    if not _is_safe(address):
         raise StyleGAN2Error(f"init: {address} is not encrypted; give an https address, or a file")
     key = hashlib.sha256(address.encode()).hexdigest()[:16]
     name = Path(parts.path).name or "networks.pkl"
@@ -117,11 +139,44 @@ def _downloaded(address: str) -> Path:
     return target
 
 
+def _is_safe(address: str) -> bool:
+    parts = urllib.parse.urlparse(address)
+    return parts.scheme == "https" or parts.hostname in _LOOPBACK
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but from what is encrypted only to what is."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """Give the request for the new address.
+
+        Raises:
+            StyleGAN2Error: it is not encrypted.
+        """
+        encrypted = urllib.parse.urlparse(newurl).scheme == "https"
+        if not encrypted and (req.type == "https" or not _is_safe(newurl)):
+            fp.close()
+            raise StyleGAN2Error(
+                f"init: {req.full_url} leads to {newurl}, which is not encrypted; give another https "
+                "address, or fetch the file elsewhere and give its path"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _download(address: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as response:
+        opener = urllib.request.build_opener(_SafeRedirects())
+        with opener.open(address, timeout=_TIMEOUT_SECONDS) as response:
             length = response.headers.get("Content-Length")
             expected = None if length is None else int(length)
             _check_size(address, expected or 0)

@@ -31,7 +31,7 @@ from stylegan2.checkpoint import (
     save_checkpoint,
 )
 from stylegan2.config import ResolvedOptions, TrainingOptions, resolve
-from stylegan2.data import ImageStream, check_images
+from stylegan2.data import ImageStream
 from stylegan2.ema import ema_beta, update_average
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.history import Row, TickAverages, write_history
@@ -40,12 +40,13 @@ from stylegan2.loss import StyleGAN2Loss
 from stylegan2.network_folder import check_and_load, save_weights, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
-from stylegan2.ops import describe_implementation
 from stylegan2.ops.allocation import keep_freed_memory
+from stylegan2.ops.selection import announce_implementation
 from stylegan2.optimisation import lazy_adam, step_with_gradients, trainable
 from stylegan2.randomness import Stream, derive_seed
 from stylegan2.snapshots import Snapshots
-from stylegan2.transfer import SourceNetworks, load_source, network_kwargs
+from stylegan2.training_lock import lock_training
+from stylegan2.transfer import SourceNetworks, check_fit, load_source, network_kwargs
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -78,7 +79,7 @@ def train(
             grids of images; with `options.kid_images` also kid.csv and best/, the averaged generator of the
             lowest KID.
         checkpoint_dir: where to keep and look for the state of the training; None = nowhere. The last state
-            stays there: delete it when the result is safe.
+            stays there: delete it when the result is safe, or go on from it with a larger kimg.
         checkpoint_minutes: time between checkpoints. Ctrl-C and SIGTERM also write one.
         device: where to compute; None = the CPU.
         labels: float32 [N, c_dim], used with `options.cond`.
@@ -86,7 +87,8 @@ def train(
         provenance: entries to add to config.json.
 
     Raises:
-        StyleGAN2Error: for unusable images, a checkpoint or `init` of other options, or diverged training.
+        StyleGAN2Error: for unusable images, a checkpoint or `init` of other options, diverged training, or
+            when another process trains into one of the folders.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     if options.cond and labels is None:
@@ -96,46 +98,25 @@ def train(
     device = device or torch.device("cpu")
     source = None if options.init is None else SourceNetworks.load(options.init)
     resolved = resolve(options, source=None if source is None else source.architecture)
-    check_images(images, resolved.image_size, labels)
-    if source is not None:
-        check_source(source, options, resolved, images, labels)
-    log.info("%s", describe_implementation(device))
-    if device.type == "cpu":
-        keep_freed_memory()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        trainer = Trainer(
-            images,
-            resolved,
-            labels=labels,
-            source=source,
-            seed=seed,
-            device=device,
-            progress_dir=checkpoint_dir or out_dir,
-            checkpoint=None if checkpoint_dir is None else checkpoint_dir / CHECKPOINT,
-            checkpoint_seconds=60 * checkpoint_minutes,
-        )
-        trainer.run(progress)
-        trainer.export(out_dir, provenance or {})
-
-
-def check_source(
-    source: SourceNetworks,
-    options: TrainingOptions,
-    resolved: ResolvedOptions,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.float32] | None,
-) -> None:
-    """Make sure that the networks to fine-tune from fit options, images and labels.
-
-    Raises:
-        StyleGAN2Error: naming everything that does not fit.
-    """
-    c_dim = 0 if labels is None else labels.shape[1]
-    problems = source.problems(options, resolved, channels=images.shape[3], c_dim=c_dim)
-    if problems:
-        raise StyleGAN2Error(
-            f"init: {options.init} cannot be fine-tuned like this:\n  - " + "\n  - ".join(problems)
-        )
+    check_fit(images, labels, options, resolved, source)
+    with lock_training(out_dir, *([] if checkpoint_dir is None else [checkpoint_dir])):
+        announce_implementation(device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            trainer = Trainer(
+                images,
+                resolved,
+                labels=labels,
+                source=source,
+                seed=seed,
+                device=device,
+                progress_dir=checkpoint_dir or out_dir,
+                checkpoint=None if checkpoint_dir is None else checkpoint_dir / CHECKPOINT,
+                checkpoint_seconds=60 * checkpoint_minutes,
+            )
+            trainer.run(progress)
+            trainer.export(out_dir, provenance or {})
 
 
 class Trainer:
@@ -269,6 +250,7 @@ class Trainer:
                     saved_at = time.monotonic()
                 if interruption:
                     raise KeyboardInterrupt(f"interrupted after {self.images_seen} images")
+        self._conclude()
 
     def train_iteration(self) -> None:
         """Show one batch: four phases, then the moving average, then the augmentation strength."""
@@ -335,17 +317,35 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------
 
     def _tick_is_over(self) -> bool:
-        images_per_tick = self.options.kimg_per_tick * 1000
-        return self.images_seen >= min((self.tick + 1) * images_per_tick, self.total_images)
+        return self.images_seen >= (self.tick + 1) * self.options.kimg_per_tick * 1000
 
     def _finish_tick(self) -> None:
         images_per_tick = self.options.kimg_per_tick * 1000
         self.tick = max(int(self.images_seen // images_per_tick), self.tick + 1)
+        self._write_row()
+        if self._snapshot_is_due():
+            self.snapshots.take(self.average, self.images_seen)
+
+    def _write_row(self) -> None:
         self.history.append(self._history_row())
         self.averages.clear()
         write_history(self.progress_dir / "history.csv", self.history)
-        if len(self.history) % self.options.snapshot_ticks == 0 or self.images_seen >= self.total_images:
-            self.snapshots.take(self.average, self.images_seen)
+
+    def _snapshot_is_due(self) -> bool:
+        """Whether one belongs to the images seen so far, however long the training is."""
+        due = self._row_is_written() and len(self.history) % self.options.snapshot_ticks == 0
+        return due or self.images_seen == 0
+
+    def _row_is_written(self) -> bool:
+        return bool(self.history) and self.history[-1]["kimg"] == self.images_seen / 1000
+
+    def _conclude(self) -> None:
+        """Finish the last tick early, and take the last snapshot; a training that goes on has neither."""
+        if self._snapshot_is_due():  # and was taken then
+            return
+        if not self._row_is_written():
+            self._write_row()
+        self.snapshots.take(self.average, self.images_seen)
 
     def _history_row(self) -> Row:
         averaged = ("loss_G", "loss_D", "scores_real", "scores_fake", "pl_penalty", "r1_penalty")
@@ -370,8 +370,9 @@ class Trainer:
         """Write the checkpoint, if there is a place for it.
 
         Raises:
-            StyleGAN2Error: when a weight is not finite; the previous checkpoint stays.
+            StyleGAN2Error: when a loss or a weight is not finite; the previous checkpoint stays.
         """
+        self.loss.raise_if_diverged()
         tensors = {
             **network_tensors("generator", self.generator),
             **network_tensors("discriminator", self.discriminator),
@@ -408,8 +409,11 @@ class Trainer:
     def restore(self) -> None:
         """Go back to the checkpoint; without one, stay at the start.
 
+        Of the options, kimg may differ: nothing but the end of the training depends on it.
+
         Raises:
-            StyleGAN2Error: when it belongs to other options, another seed or other images.
+            StyleGAN2Error: when it belongs to other options, another seed or other images, or has seen more
+                images than asked for.
         """
         if self.checkpoint is None or not self.checkpoint.exists():
             return
@@ -428,6 +432,7 @@ class Trainer:
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
             self._set_p(self.controller.p)
+        self.snapshots.clear(self.images_seen + self._snapshot_is_due())
         log.info("resumed from %s after %d images", self.checkpoint, self.images_seen)
 
     def _identity(self) -> dict[str, Any]:
@@ -445,8 +450,12 @@ class Trainer:
         problems = [
             f"{name}: the checkpoint has {state['options'].get(name)!r}, asked for {value!r}"
             for name, value in own["options"].items()
-            if state["options"].get(name) != value
+            if state["options"].get(name) != value and name != "kimg"
         ]
+        if state["images_seen"] > self.total_images:
+            problems.append(
+                f"kimg: the checkpoint has seen {state['images_seen']} images, asked for {self.total_images}"
+            )
         problems += [
             f"{name}: the checkpoint has {state.get(name)!r}, this training {own[name]!r}"
             for name in ("seed", "images_sha256", "init_sha256")
@@ -466,6 +475,8 @@ class Trainer:
         write_history(out_dir / "history.csv", self.history)
         self.snapshots.write_rows(out_dir)
         if self.progress_dir != out_dir:
+            for path in (out_dir / "samples").glob("generated_*.png"):  # of a training that was shorter
+                path.unlink()
             shutil.copytree(self.progress_dir / "samples", out_dir / "samples", dirs_exist_ok=True)
         config = {
             "generator": self.generator.init_kwargs,

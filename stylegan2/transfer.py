@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from stylegan2.config import ResolvedOptions, TrainingOptions
+from stylegan2.data import check_images
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.growth import grown_weights
 from stylegan2.network_folder import (
@@ -93,10 +96,31 @@ class SourceNetworks:
             "d_architecture": self.discriminator.get("architecture", "resnet"),
         }
 
+    def check(
+        self, options: TrainingOptions, resolved: ResolvedOptions, channels: int | None, c_dim: int | None
+    ) -> None:
+        """Make sure that they can be fine-tuned in the asked way.
+
+        Raises:
+            StyleGAN2Error: naming all `problems`.
+        """
+        problems = self.problems(options, resolved, channels, c_dim)
+        if problems:
+            raise StyleGAN2Error(
+                f"init: {options.init} cannot be fine-tuned like this:\n  - " + "\n  - ".join(problems)
+            )
+
     def problems(
-        self, options: TrainingOptions, resolved: ResolvedOptions, channels: int, c_dim: int
+        self, options: TrainingOptions, resolved: ResolvedOptions, channels: int | None, c_dim: int | None
     ) -> list[str]:
-        """Say in what the asked training does not fit these networks (empty when it does)."""
+        """Say in what the asked training does not fit these networks (empty when it does).
+
+        Args:
+            options: as written.
+            resolved: the same, resolved for these networks.
+            channels: of the images; None = unknown, and not compared.
+            c_dim: length of a label, 0 = none; None likewise.
+        """
         found = self.architecture
         shaping = ("channel_base", "channel_max", "z_dim", "w_dim", "mapping_layers")
         problems = []
@@ -108,18 +132,50 @@ class SourceNetworks:
                     f"{getattr(resolved, name)}; leave {option} at auto"
                 )
         resolution, asked = self.generator["img_resolution"], resolved.resolution
-        if options.grow and resolution > asked:
-            problems.append(f"resolution: the networks have {resolution}, more than the {asked} asked for")
-        if not options.grow and resolution != asked:
-            hint = "; set grow to start the missing layers afresh" if resolution < asked else ""
-            problems.append(f"resolution: the networks have {resolution}, the options ask for {asked}{hint}")
+        if resolution > asked or (resolution < asked and not options.grow):
+            advice = (
+                f"ask for {resolution} (--resolution {resolution}, with --resize for images of another size)"
+            )
+            if resolution < asked:
+                advice += ", or set grow to start the missing layers afresh"
+            problems.append(
+                f"resolution: the networks have {resolution}, the options ask for {asked}; {advice}"
+            )
         for name, value, images in (("img_channels", channels, "images"), ("c_dim", c_dim, "labels")):
-            if self.generator[name] != value:
+            if value is not None and self.generator[name] != value:
                 problems.append(f"{name}: the networks have {self.generator[name]}, the {images} {value}")
         grid = list((self.generator.get("synthesis_kwargs") or {}).get("base_grid", (4, 4)))
         if grid != resolved.base_grid:
             problems.append(f"base_grid: the networks have {grid}, the options ask for {resolved.base_grid}")
         return problems
+
+
+def check_fit(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.float32] | None,
+    options: TrainingOptions,
+    resolved: ResolvedOptions,
+    source: SourceNetworks | None,
+) -> None:
+    """Make sure that images, labels, options and the networks to fine-tune from fit each other.
+
+    Raises:
+        StyleGAN2Error: naming everything that does not fit.
+    """
+    problems = []
+    try:
+        check_images(images, resolved.image_size, labels)
+    except StyleGAN2Error as error:
+        problems.append(str(error))
+    if source is not None:
+        usable = not problems
+        c_dim = 0 if labels is None else labels.shape[-1]
+        try:
+            source.check(options, resolved, images.shape[3] if usable else None, c_dim if usable else None)
+        except StyleGAN2Error as error:
+            problems.append(str(error))
+    if problems:
+        raise StyleGAN2Error("\n".join(problems))
 
 
 def _discriminator_folder(folder: Path) -> Path:

@@ -30,7 +30,7 @@ from stylegan2.commands.parameters import (
 @output_option("OUT", "Folder to write to.")
 @overwrite_option
 @shows_errors
-def export(network: Path, formats: str, psi: float, cutoff: int | None, out: Path, overwrite: bool) -> None:
+def export(network: str, formats: str, psi: float, cutoff: int | None, out: Path, overwrite: bool) -> None:
     """Write the generator alone, as safetensors and as ONNX.
 
     generator.safetensors and config.json make OUT a NETWORK_DIR for the other commands. generator.onnx maps
@@ -42,13 +42,15 @@ def export(network: Path, formats: str, psi: float, cutoff: int | None, out: Pat
     from stylegan2.export import TOLERANCE, export_onnx, export_safetensors, onnx_problems
     from stylegan2.network_folder import read_config
     from stylegan2.sampling import load_generator, truncation_problems
+    from stylegan2.sources import find_network_folder
 
     problems = Problems()
     problems.add(*folder_problems(out, overwrite))
     if formats != "safetensors":
         problems.add(*onnx_problems())
     with problems.gather():
-        generator = load_generator(network)
+        folder = find_network_folder(network)
+        generator = load_generator(folder)
         problems.add(*truncation_problems(generator, psi, cutoff))
     problems.raise_if_any()
 
@@ -60,6 +62,6 @@ def export(network: Path, formats: str, psi: float, cutoff: int | None, out: Pat
         )
     if formats != "onnx":
         networks = ("kind", "generator", "discriminator")
-        others = {key: value for key, value in read_config(network).items() if key not in networks}
+        others = {key: value for key, value in read_config(folder).items() if key not in networks}
         export_safetensors(generator, out, others)
         click.echo(f"{out / 'generator.safetensors'}: the weights as trained; ψ is chosen when sampling")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,14 +13,16 @@ from stylegan2.terminal import printable
 @click.command(epilog=example("stylegan2 info models/gan"))
 @network_argument
 @shows_errors
-def info(network: Path) -> None:
+def info(network: str) -> None:
     """Show what the networks in NETWORK_DIR are and how they were trained."""
     from stylegan2.network_folder import read_config
     from stylegan2.sampling import load_generator
+    from stylegan2.sources import find_network_folder
 
-    generator = load_generator(network)
+    folder = find_network_folder(network)
+    generator = load_generator(folder)
     height, width = generator.img_size
-    config = read_config(network)
+    config = read_config(folder)
     parts = {
         "generator": generator,
         "mapping": generator.mapping,
@@ -37,7 +38,7 @@ def info(network: Path) -> None:
         count = sum(parameter.numel() for parameter in part.parameters())
         lines[f"{name} parameters"] = f"{count:,}"
     for name in ("generator.safetensors", "generator_raw.safetensors", "discriminator.safetensors"):
-        path = network / name
+        path = folder / name
         lines[name] = f"{path.stat().st_size / 1e6:.1f} MB" if path.is_file() else "absent"
     _show(lines)
     training = {key: value for key, value in config.items() if key not in ("kind", *parts, "discriminator")}

@@ -12,7 +12,7 @@ from stylegan2.errors import StyleGAN2Error
 @click.command(epilog=example("stylegan2 metrics --real fundus --network models/gan --count 500"))
 @click.option("--real", required=True, type=click.Path(path_type=Path), help="Folder of real images.")
 @click.option("--fake", type=click.Path(path_type=Path), help="Folder of generated images.")
-@click.option("--network", type=click.Path(path_type=Path), help="Or: a trained GAN to draw images from.")
+@click.option("--network", metavar="NETWORK_DIR", help="Or: a trained GAN to draw images from.")
 @click.option("--count", type=click.IntRange(2), default=1000, show_default=True, help="Images to draw.")
 @click.option("--trunc", "psi", type=float, default=1.0, show_default=True, help="Truncation ψ to draw with.")
 @click.option(
@@ -32,7 +32,7 @@ from stylegan2.errors import StyleGAN2Error
 def metrics(
     real: Path,
     fake: Path | None,
-    network: Path | None,
+    network: str | None,
     count: int,
     psi: float,
     features: str,
@@ -54,6 +54,7 @@ def metrics(
     from stylegan2.image_folder import image_batches
     from stylegan2.metrics import compare_image_sets
     from stylegan2.sampling import load_generator, raise_problems, sample_images, sampling_problems
+    from stylegan2.sources import find_network_folder
 
     if (fake is None) == (network is None):
         raise StyleGAN2Error("give one of --fake FOLDER and --network NETWORK_DIR")
@@ -62,7 +63,7 @@ def metrics(
         images = image_batches(fake)
     else:
         assert network is not None
-        generator = load_generator(network, chosen)
+        generator = load_generator(find_network_folder(network), chosen)
         raise_problems(sampling_problems(generator, range(count), psi, class_index=class_index))
         images = (
             image[None] for image in sample_images(generator, range(count), psi, class_index=class_index)

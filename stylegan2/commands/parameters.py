@@ -158,9 +158,8 @@ def example(command: str) -> str:
     return f"\b\nExample:\n  {command}"
 
 
-network_argument: Decorator = click.argument(
-    "network", metavar="NETWORK_DIR", type=click.Path(path_type=Path)
-)
+# As text: in a path, ./ would be lost, and with it the difference to the name of a shipped network.
+network_argument: Decorator = click.argument("network", metavar="NETWORK_DIR")
 device_option: Decorator = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
 )
@@ -222,7 +221,7 @@ class Drawing:
     """What the commands that draw images share; see `drawing_options`.
 
     Attributes:
-        network: folder of the network.
+        network: folder of the network, or the name of one that comes with this package.
         psi: truncation ψ.
         cutoff: layers to truncate, from the first on; None = all.
         class_index: class to draw; None without classes.
@@ -232,7 +231,7 @@ class Drawing:
         overwrite: whether files of an earlier run may be replaced.
     """
 
-    network: Path
+    network: str
     psi: float
     cutoff: int | None
     class_index: int | None
@@ -247,7 +246,7 @@ class Drawing:
         problems: Problems,
         check: Callable[["Generator"], Sequence[str]] = lambda generator: (),
     ) -> "Generator":
-        """Load the network onto its device.
+        """Load the network onto its device, and say what computes there.
 
         Args:
             seeds: to draw from.
@@ -257,12 +256,14 @@ class Drawing:
         Raises:
             StyleGAN2Error: with all problems: these, and those of device, network, seeds, truncation, class.
         """
+        from stylegan2.ops.selection import announce_implementation
         from stylegan2.sampling import load_generator, sampling_problems
+        from stylegan2.sources import find_network_folder
 
         with problems.gather():
             place = select_device(self.device)
         with problems.gather():
-            generator = load_generator(self.network)
+            generator = load_generator(find_network_folder(self.network))
             problems.add(
                 *sampling_problems(
                     generator, seeds, self.psi, class_index=self.class_index, truncation_cutoff=self.cutoff
@@ -270,6 +271,7 @@ class Drawing:
                 *check(generator),
             )
         problems.raise_if_any()
+        announce_implementation(place)  # now, not amid a progress bar
         return generator.to(place)
 
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @overwrite_option
 @shows_errors
 def project(
-    network: Path,
+    network: str,
     target: Path,
     steps: int,
     seed: int,
@@ -83,7 +83,9 @@ def project(
 
     from stylegan2 import projection
     from stylegan2.images import to_uint8, write_png
+    from stylegan2.ops.selection import announce_implementation
     from stylegan2.sampling import class_label, load_generator
+    from stylegan2.sources import find_network_folder
 
     options = projection.ProjectionOptions(
         steps=steps,
@@ -98,13 +100,14 @@ def project(
         place = select_device(device)
         distance = _distance(place, perceptual_weight)
     with problems.gather():
-        generator = load_generator(network)
+        generator = load_generator(find_network_folder(network))
         with problems.gather():
             class_label(generator, class_index)
         with problems.gather():
             image, changes = projection.read_target(target, generator)
     problems.raise_if_any()
 
+    announce_implementation(place)
     generator.to(place)
     with tqdm(total=steps, desc="project", unit="step", disable=None) as bar:
 

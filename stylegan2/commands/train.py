@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,7 +11,14 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from stylegan2.commands.parameters import device_option, example, output_option, select_device, shows_errors
+from stylegan2.commands.parameters import (
+    Problems,
+    device_option,
+    example,
+    output_option,
+    select_device,
+    shows_errors,
+)
 from stylegan2.config import TrainingOptions
 from stylegan2.errors import StyleGAN2Error
 
@@ -72,6 +78,9 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Between saves.",
 )
+@click.option(
+    "--keep-checkpoint", is_flag=True, help="Keep OUT/checkpoint at the end, to go on with a larger --kimg."
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved options and stop; --data is not read.")
 @device_option
 @output_option("OUT", "Folder of the trained GAN.")
@@ -82,6 +91,7 @@ def train(
     resize: bool,
     seed: int,
     checkpoint_minutes: float,
+    keep_checkpoint: bool,
     dry_run: bool,
     device: str,
     out: Path,
@@ -90,49 +100,64 @@ def train(
     """Train a GAN on the images in a folder and write it to OUT.
 
     The state of the training is kept in OUT/checkpoint. After an interruption the same command goes on; on
-    the CPU the result is the same in every bit.
+    the CPU the result is the same in every bit. With --keep-checkpoint the state stays there, and the same
+    command with a larger --kimg goes on, as if it had been asked for from the start.
     """
     from stylegan2.config import resolve
     from stylegan2.image_folder import load_image_folder
-    from stylegan2.training import CHECKPOINT, train
+    from stylegan2.training import train
+    from stylegan2.training_lock import lock_training
     from stylegan2.transfer import SourceNetworks
 
     options = parse_options(settings)
     source = None if options.init is None else SourceNetworks.load(options.init)
     resolved = resolve(options, source=None if source is None else source.architecture)
     if dry_run:
-        if source is not None:  # what images there are is not known: taken to be those of the networks
-            problems = source.problems(
-                options, resolved, source.generator["img_channels"], source.generator["c_dim"]
-            )
-            if problems:
-                raise StyleGAN2Error(
-                    f"init: {options.init} cannot be fine-tuned like this:\n  - " + "\n  - ".join(problems)
-                )
+        if source is not None:
+            source.check(options, resolved, channels=None, c_dim=None)
         click.echo(json.dumps({**resolved.model_dump(), "seed": seed}, indent=2))
         return
+    _refuse_finished(out)
+    problems = Problems()
+    with problems.gather():
+        place = select_device(device)
+    with problems.gather():
+        folder = load_image_folder(data, resolved.image_size, resize)
+    if problems.messages and source is not None:  # otherwise `train` compares them, with the images
+        with problems.gather():
+            source.check(options, resolved, channels=None, c_dim=None)
+    problems.raise_if_any()
     checkpoints = out / "checkpoint"
-    # With a checkpoint beside them, the networks may come from an export that was interrupted.
-    if (out / "generator.safetensors").exists() and not (checkpoints / CHECKPOINT).exists():
-        raise StyleGAN2Error(f"{out} holds a finished training; name another folder or delete this one")
-    folder = load_image_folder(data, resolved.image_size, resize)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        train(
-            folder.images,
-            options,
-            seed=seed,
-            out_dir=out,
-            checkpoint_dir=checkpoints,
-            checkpoint_minutes=checkpoint_minutes,
-            device=select_device(device),
-            labels=folder.labels,
-        )
-    except KeyboardInterrupt as interruption:
-        click.echo(f"{interruption or 'interrupted'}; the same command goes on from there", err=True)
-        raise SystemExit(_INTERRUPTED) from None
-    shutil.rmtree(checkpoints)  # its pictures and tables are in OUT as well
+    with lock_training(out):
+        _refuse_finished(out)  # another process may have finished it meanwhile
+        try:
+            train(
+                folder.images,
+                options,
+                seed=seed,
+                out_dir=out,
+                checkpoint_dir=checkpoints,
+                checkpoint_minutes=checkpoint_minutes,
+                device=place,
+                labels=folder.labels,
+            )
+        except KeyboardInterrupt as interruption:
+            click.echo(f"{interruption or 'interrupted'}; the same command goes on from there", err=True)
+            raise SystemExit(_INTERRUPTED) from None
+        if not keep_checkpoint:
+            shutil.rmtree(checkpoints)  # its pictures and tables are in OUT as well
     click.echo(f"{out}: {len(folder.images)} images seen for {resolved.kimg:g} kimg")
+
+
+def _refuse_finished(out: Path) -> None:
+    from stylegan2.training import CHECKPOINT
+
+    # With a checkpoint beside them, the networks may come from an export that was interrupted.
+    if (out / "generator.safetensors").exists() and not (out / "checkpoint" / CHECKPOINT).exists():
+        raise StyleGAN2Error(
+            f"{out} holds a finished training; name another folder or delete this one (to go on with a "
+            "larger --kimg, it would have needed --keep-checkpoint)"
+        )
 
 
 def parse_options(settings: Mapping[str, str | bool | None]) -> TrainingOptions:

@@ -1,7 +1,8 @@
 """Builds the compiled operations: on first use, once for each source, compiler and machine.
 
 A build is a folder of the cache that holds the library and `build.json`. It is made under another name and
-renamed when it is complete, so whoever finds it finds all of it.
+renamed when it is complete and on the disk, so whoever finds it finds all of it. `build.json` holds size and
+SHA-256 of the library: to load a damaged one would end the process, without a message.
 
 Whoever adds or removes builds of a kind holds the lock of that kind. To find and load one takes no lock:
 should it vanish between both, loading fails, and `native.load` builds again. What is loaded stays so without
@@ -88,6 +89,8 @@ class Build:
         notes: what was asked for and refused by the compiler.
         seconds: that the build took.
         built_at: time of the build, in seconds since 1970.
+        size: of the library in bytes.
+        sha256: of the library, hexadecimal.
     """
 
     kind: str
@@ -99,6 +102,8 @@ class Build:
     notes: tuple[str, ...]
     seconds: float
     built_at: float
+    size: int
+    sha256: str
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -163,7 +168,7 @@ def cache_folder() -> Path:
 
 
 def find_build(recipe: Recipe, folder: Path) -> Build | None:
-    """The finished build of a recipe in a folder, if there is one that can be read."""
+    """The finished build of a recipe in a folder, if there is one that can be read and is undamaged."""
     record = folder / recipe.name / RECORD
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
@@ -171,7 +176,20 @@ def find_build(recipe: Recipe, folder: Path) -> Build | None:
         build = Build(**{**content, "flags": tuple(content["flags"]), "notes": tuple(content["notes"])})
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return build if build.library.is_file() else None
+    return build if _is_whole(build) else None
+
+
+def _is_whole(build: Build) -> bool:
+    """Whether the library is the one that was built."""
+    try:
+        return build.library.stat().st_size == build.size and _sha256(build.library) == build.sha256
+    except OSError:
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_once(recipe: Recipe, rebuild: bool = False) -> Build:
@@ -205,6 +223,8 @@ def build_once(recipe: Recipe, rebuild: bool = False) -> Build:
     try:
         found = None if rebuild else _use_build(recipe, folder)
         if found is None:
+            if not rebuild and (folder / recipe.name).exists():
+                log.warning("ops: %s is damaged and is built again", folder / recipe.name)
             found = _build(recipe, folder)
             _prune(recipe, folder)
         return found
@@ -327,12 +347,28 @@ def _compile_into(work: Path, recipe: Recipe, target: Path) -> Build:
         notes=compiled.notes,
         seconds=round(time.perf_counter() - start, 2),
         built_at=round(time.time(), 3),
+        size=library.stat().st_size,
+        sha256=_sha256(library),
     )
     record = json.dumps({**asdict(build), "library": library.name}, indent=1)
     (work / RECORD).write_text(record, encoding="utf-8")
+    for path in (library, work / RECORD, work):
+        _to_disk(path)
     shutil.rmtree(target, ignore_errors=True)  # damaged, or to be replaced
     work.replace(target)
+    _to_disk(target.parent)
     return build
+
+
+def _to_disk(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, outlast a power failure."""
+    if path.is_dir() and sys.platform == "win32":  # has no such thing
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # ----------------------------------------------------------------------------------------------------------

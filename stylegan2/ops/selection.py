@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from stylegan2.errors import StyleGAN2Error
-from stylegan2.ops import native
+from stylegan2.ops import native, toolchain
 
 IMPLEMENTATIONS = ("auto", "cuda", "cpu", "reference")
 VARIABLE = "STYLEGAN2_OPS"
@@ -163,7 +163,7 @@ def _settle(device_type: str) -> bool:
     """`runs_compiled` by type of device, for the first time."""
     compiled, _ = _choose(device_type)
     if device_type not in _told:
-        _tell(device_type)
+        announce_implementation(device_type)
     _compiled[device_type] = compiled
     return compiled
 
@@ -208,7 +208,7 @@ def convolves_by_winograd(x: Tensor) -> bool:
     if known is None:
         known, _ = _choose_convolution(device_type)
         if device_type not in _told and _is_chosen(device_type):
-            _tell(device_type)
+            announce_implementation(device_type)
         _by_winograd[device_type] = known
     return known
 
@@ -258,10 +258,28 @@ def _in_one_line(error: StyleGAN2Error) -> str:
     return f"the compiler failed: {causes[0].strip()} (`stylegan2 doctor` shows all)"
 
 
-def _tell(device_type: str) -> None:
-    line = describe_implementation(device_type)
-    failed = "the compiler failed" in line
-    log.log(logging.WARNING if failed else logging.INFO, "%s", line)
+def announce_implementation(device: torch.device | str) -> None:
+    """Log `describe_implementation`; as a warning where kernels were to be expected, and do not run.
+
+    That is: under `auto`, on a device that there are kernels for, where they cannot be built or loaded. Where
+    nobody named a C++ compiler and there is none, nobody expects those for the CPU.
+
+    Args:
+        device: where the networks compute, such as `cpu` or `cuda:0`.
+
+    Raises:
+        StyleGAN2Error: what is asked for by name cannot run there.
+    """
+    device = torch.device(device)
+    line = describe_implementation(device)
+    log.log(logging.WARNING if _is_surprising(device.type) else logging.INFO, "%s", line)
+
+
+def _is_surprising(device_type: str) -> bool:
+    """Whether the reference runs where one should expect kernels."""
+    if selected() != "auto" or device_type not in native.KINDS or _choose(device_type)[0]:
+        return False
+    return device_type != "cpu" or not toolchain.is_without_cpu_compiler()
 
 
 def describe_implementation(device: torch.device | str) -> str:

@@ -1,6 +1,6 @@
 """Compares the compiled operations with the reference: values, first and second gradients, and time.
 
-Winograd's convolution is compared with PyTorch's.
+Winograd's convolution is compared with PyTorch's, and so are layers of the generator in one pass.
 """
 
 import time
@@ -13,6 +13,7 @@ from torch import Tensor
 from stylegan2.ops import native, selection
 from stylegan2.ops.bias_act import ACTIVATIONS, bias_act
 from stylegan2.ops.convolution import correlate
+from stylegan2.ops.styled_conv import Finish, styled_conv2d
 from stylegan2.ops.upfirdn2d import setup_filter, upfirdn2d
 
 # Largest difference in units of the largest reference value. Types of 16 bits: some of their last places.
@@ -21,7 +22,7 @@ _CONVOLUTION_TOLERANCE = 2e-5  # of second gradients; Winograd's values are off 
 _SHAPE = (2, 5, 12, 9)
 _CONVOLVED_SHAPE = (2, 32, 38, 33)  # no multiples of the tiles, and enough of them
 _TIMED_SHAPE = (4, 64, 64, 64)
-_REPETITIONS = 5
+_REPETITIONS = 7
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,9 +33,10 @@ class Comparison:
 
     Attributes:
         implementation: that was compared with the reference.
-        operation: bias_act, upfirdn2d or convolution.
+        operation: bias_act, upfirdn2d, convolution or styled_conv.
         dtype: of the tensors.
-        errors: of value, first and second gradients: largest |a − b| / max|b| of all cases.
+        errors: of value, first and second gradients (0 where there are none): largest |a − b| / max|b| of
+            all cases.
         tolerance: that the errors may reach.
     """
 
@@ -134,6 +136,7 @@ def compare(implementation: str) -> Iterator[Comparison]:
 
     if has_winograd(implementation):
         yield _compare_convolution()
+        yield _compare_styled()
 
 
 def has_winograd(implementation: str) -> bool:
@@ -160,10 +163,46 @@ def _convolve(x: Tensor, w: Tensor) -> Tensor:
     return correlate(x, w, stride=1, padding=(1, 1), groups=1)
 
 
-def speed_ratios(implementation: str) -> dict[str, float]:
-    """How many times faster than the reference the operations are, forward and backward, in float32.
+def _compare_styled() -> Comparison:
+    generator = torch.Generator().manual_seed(0)
+    channels = _CONVOLVED_SHAPE[1]
+    x, w = (
+        torch.randn(shape, generator=generator, device="cpu")
+        for shape in (_CONVOLVED_SHAPE, (channels, channels, 3, 3))
+    )
+    errors = []
+    for layer in (_layer, _upsampling_layer):
+        with selection.use("cpu"), selection.use_convolution("winograd"):
+            actual = layer(x, w)
+        with selection.use_reference():
+            expected = layer(x.double(), w.double())
+        errors.append(_error([actual], [expected]))
+    return Comparison("cpu", "styled_conv", x.dtype, (max(errors), 0.0, 0.0), _CONVOLUTION_TOLERANCE)
 
-    Winograd's convolution: than the direct one.
+
+@torch.no_grad()
+def _layer(x: Tensor, w: Tensor, up: int = 1) -> Tensor:
+    """A layer of the generator, without gradients: in one pass where convolutions are Winograd's."""
+    styles = torch.linspace(0.5, 1.5, x.shape[0] * x.shape[1]).to(x).reshape(x.shape[:2])
+    noise = torch.linspace(-1, 1, up * up * x.shape[2] * x.shape[3]).to(x)
+    noise = noise.reshape(up * x.shape[2], up * x.shape[3])
+    bias = torch.linspace(-1, 1, w.shape[0]).to(x)
+    f = setup_filter([1, 3, 3, 1]).to(x.device)
+    finish = Finish("lrelu", 2**0.5, None)
+    return styled_conv2d(
+        *(x, w, styles, noise, bias, finish), up=up, padding=1, resample_filter=f, fused_modconv=False
+    )
+
+
+def _upsampling_layer(x: Tensor, w: Tensor) -> Tensor:
+    return _layer(x, w, up=2)
+
+
+def speed_ratios(implementation: str) -> dict[str, float]:
+    """Roughly how many times faster than the reference the operations are, forward and backward, in float32.
+
+    Winograd's convolution, and layers in one pass (forward): than the direct one. Both take turns, and the
+    shortest time of each counts: what else the machine does then slows down both, or neither.
     """
     x = torch.randn(_TIMED_SHAPE, device=implementation).requires_grad_()
     b = torch.zeros(_TIMED_SHAPE[1], device=implementation).requires_grad_()
@@ -172,31 +211,37 @@ def speed_ratios(implementation: str) -> dict[str, float]:
         "bias_act": lambda x, b: bias_act(x, b, act="lrelu"),
         "upfirdn2d": lambda x, b: upfirdn2d(x, f, padding=(2, 1, 2, 1)),
     }
-    ratios: dict[str, float] = {}
-    seconds: dict[str, float] = {}
-    for name, function in functions.items():
-        for candidate in ("reference", implementation):
-            with selection.use_convolution("direct"), selection.use(candidate):
-                seconds[candidate] = _seconds(function, x, b)
-        ratios[name] = seconds["reference"] / seconds[implementation]
+    slow, fast = ("reference", "direct"), (implementation, "direct")
+    ratios = {name: _speed_ratio(function, x, b, slow, fast) for name, function in functions.items()}
     if has_winograd(implementation):
         channels = _TIMED_SHAPE[1]
         w = torch.randn([channels, channels, 3, 3]).requires_grad_()
-        with selection.use(implementation):
-            for candidate in ("direct", "winograd"):
-                with selection.use_convolution(candidate):
-                    seconds[candidate] = _seconds(_convolve, x, w)
-        ratios["convolution"] = seconds["direct"] / seconds["winograd"]
+        slow, fast = (implementation, "direct"), (implementation, "winograd")
+        ratios["convolution"] = _speed_ratio(_convolve, x, w, slow, fast)
+        ratios["styled_conv"] = _speed_ratio(_layer, x, w, slow, fast)
     return ratios
+
+
+def _speed_ratio(
+    function: Operation, x: Tensor, b: Tensor, slow: tuple[str, str], fast: tuple[str, str]
+) -> float:
+    """Time of the first over that of the second, both (implementation, convolution)."""
+    best = dict.fromkeys((slow, fast), float("inf"))
+    for _ in range(_REPETITIONS):
+        for candidate in best:
+            with selection.use(candidate[0]), selection.use_convolution(candidate[1]):
+                best[candidate] = min(best[candidate], _seconds(function, x, b))
+    return best[slow] / best[fast]
 
 
 def _seconds(function: Operation, x: Tensor, b: Tensor) -> float:
     gradient = torch.ones_like(function(x, b))
-    best = float("inf")
-    for _ in range(_REPETITIONS):
-        start = time.perf_counter()
-        torch.autograd.grad(function(x, b), x, gradient)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    y = function(x, b)
+    if y.requires_grad:
+        torch.autograd.grad(y, x, gradient)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

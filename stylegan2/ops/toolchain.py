@@ -53,7 +53,7 @@ def find_cpu_compiler() -> tuple[str, ...]:
     Raises:
         StyleGAN2Error: there is none; the message names what was looked for.
     """
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    chosen = _named_cpu_compiler()
     if chosen:
         path = shutil.which(chosen[0])
         if path is None:
@@ -67,6 +67,21 @@ def find_cpu_compiler() -> tuple[str, ...]:
         f"ops: no C++ compiler: looked for {', '.join(CPU_COMPILERS)} on the PATH; install one (Debian: "
         "g++, macOS: xcode-select --install), or name yours in $CXX"
     )
+
+
+def _named_cpu_compiler() -> list[str]:
+    named = os.environ.get("CXX", "")
+    try:
+        return shlex.split(named)
+    except ValueError as error:
+        raise StyleGAN2Error(f"ops: $CXX={named!r} cannot be read ({error}); set it right") from None
+
+
+def is_without_cpu_compiler() -> bool:
+    """Whether nobody named a C++ compiler, and there is none: then nobody expects compiled operations."""
+    if os.environ.get("CXX", "").strip():
+        return False
+    return not any(shutil.which(name) for name in CPU_COMPILERS)
 
 
 def find_nvcc() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from stylegan2 import sources
+from stylegan2 import image_folder, sources
 from stylegan2.commands.train import parse_options, train
 from stylegan2.config import TrainingOptions, resolve
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.loss import StyleGAN2Loss
 from stylegan2.network_folder import read_config
 from stylegan2.training import CHECKPOINT, Trainer
+from stylegan2.training_lock import LOCK
 
 SMALL = (
     *("--resolution", "8", "--kimg", "0.012", "--batch", "4", "--fmaps", "0.002", "--channel-max", "4"),
@@ -261,6 +263,80 @@ def test_a_finished_training_is_not_trained_again(data: Path, tmp_path: Path) ->
     before = contents(out)
     assert "holds a finished training" in fail("--data", data, "-o", out, *SMALL)
     assert contents(out) == before
+
+
+def test_a_kept_checkpoint_goes_on_with_a_larger_kimg(data: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert invoke("--data", data, "-o", whole, *SMALL, "--keep-checkpoint").exit_code == 0
+    for kimg in ("0.004", "0.012"):
+        command = ("--data", data, "-o", out, *SMALL, "--kimg", kimg, "--keep-checkpoint")
+        assert invoke(*command).exit_code == 0
+    assert f"checkpoint/{CHECKPOINT}" in contents(out)
+    assert contents(out) == contents(whole)
+    assert invoke("--data", data, "-o", out, *SMALL, "--kimg", "0.016").exit_code == 0
+    assert not (out / "checkpoint").exists()
+    assert read_config(out)["images_seen"] == 16
+    assert "--keep-checkpoint" in fail("--data", data, "-o", out, *SMALL, "--kimg", "0.02")
+
+
+def test_a_second_training_into_the_same_folder_is_an_error(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the first one trains, in a thread of its own: locks hold against those as well."""
+    out = tmp_path / "out"
+    original, messages = Trainer.export, []
+
+    def export(self: Trainer, *arguments: Any) -> None:
+        monkeypatch.setattr(Trainer, "export", original)  # should a second one come so far
+        for second in (
+            lambda: fail("--data", data, "-o", out, *SMALL, "--seed", "4"),
+            lambda: fail("--data", data, "-o", out / ".." / "out", *SMALL),
+        ):
+            thread = threading.Thread(target=lambda run=second: messages.append(run()))
+            thread.start()
+            thread.join()
+        original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "export", export)
+    assert invoke("--data", data, "-o", out, *SMALL).exit_code == 0
+    assert len(messages) == 2 and all("another process trains here" in message for message in messages)
+    assert read_config(out)["seed"] == 3
+    assert not [name for name in contents(out) if LOCK in name]
+
+
+def test_who_comes_when_another_has_just_finished_does_not_train_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found an empty folder; the other was done before this one had read its images."""
+    out = tmp_path / "out"
+    load, first = image_folder.load_image_folder, True
+
+    def slow(*arguments: Any) -> Any:
+        nonlocal first
+        if first:
+            first = False
+            assert invoke("--data", data, "-o", out, *SMALL).exit_code == 0
+        return load(*arguments)
+
+    monkeypatch.setattr(image_folder, "load_image_folder", slow)
+    assert "holds a finished training" in fail("--data", data, "-o", out, *SMALL, "--seed", "4")
+    assert read_config(out)["seed"] == 3
+
+
+def test_images_do_not_hide_options_that_do_not_fit(data: Path, tmp_path: Path) -> None:
+    gan, out = tmp_path / "gan", tmp_path / "out"
+    assert invoke("--data", data, "-o", gan, *SMALL, "--kimg", "0.004").exit_code == 0
+    wrong = ("--resolution", "16", "--z-dim", "7", "--init", gan, "--device", "gpu")
+    message = fail("--data", data, "-o", out, *wrong)
+    for part in (
+        "3 problems",
+        "device: got 'gpu'",
+        "0.png: got 8×8 (height × width), expected 16×16",
+        "resolution: the networks have 8, the options ask for 16; ask for 8 (--resolution 8, with --resize",
+        "z_dim: the networks have z_dim 4, the options ask for 7",
+    ):
+        assert part in message
+    assert not out.exists()
 
 
 def test_labels_and_resizing(data: Path, tmp_path: Path) -> None:

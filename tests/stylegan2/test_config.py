@@ -78,3 +78,14 @@ def test_table_of_the_reference(stylegan2_reference: Any) -> None:
             value, expected = getattr(found, field), row[column]
             close = value == expected or value == pytest.approx(expected, rel=1e-9)
             assert close, (name, column, value, expected)
+
+
+def test_no_option_but_kimg_depends_on_the_length() -> None:
+    """Otherwise a training could not go on, and must not: the error would name the option."""
+    for cfg in ("auto", "stylegan2", "cifar"):
+        for init in (None, "x"):
+            short, long = (
+                resolve(TrainingOptions(resolution=64, cfg=cfg, init=init, kimg=kimg)).model_dump()
+                for kimg in (1.0, 1000.0)
+            )
+            assert {name for name in short if short[name] != long[name]} == {"kimg"}

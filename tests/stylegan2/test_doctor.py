@@ -65,6 +65,24 @@ def test_it_shows_the_cache_and_its_size(monkeypatch, tmp_path):
     assert line().endswith(f"{tmp_path / 'cache'}, 4.2 MB (downloads 3.0 MB, ops 1.2 MB)")
 
 
+def test_what_is_timed_takes_turns(compiled, monkeypatch):
+    """On a machine that slows down steadily, blocks of one and the other would differ by a factor of 2."""
+    order, clock = [], iter(range(1, 1000))
+
+    def seconds(function, x, b):
+        order.append((selection.selected(), selection.selected_convolution()))
+        return float(next(clock))
+
+    monkeypatch.setattr(selftest, "_seconds", seconds)
+    monkeypatch.setattr(selftest, "_REPETITIONS", 4)
+    ratios = selftest.speed_ratios("cpu")
+    assert order[:8] == [("reference", "direct"), ("cpu", "direct")] * 4
+    assert ratios["bias_act"] == 1 / 2  # the shortest times
+    if compiled.has_winograd:
+        assert order[-8:] == [("cpu", "direct"), ("cpu", "winograd")] * 4
+    assert "speed, roughly" in doctor()
+
+
 @pytest.mark.parametrize("operation", ["bias_act", "bias_act_derivative", "upfirdn2d"])
 def test_a_wrong_operation_fails(compiled, monkeypatch, operation):
     right = getattr(kernels, operation)

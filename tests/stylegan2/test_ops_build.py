@@ -1,6 +1,7 @@
 """Building: once, by one of many processes, out of damage, without a cache; and what compilers say."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -328,14 +329,52 @@ def test_an_incomplete_build_is_made_anew(sources, compiler, damage):
     assert json.loads((made.library.parent / build.RECORD).read_text())["kind"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[: len(data) * 9 // 10],
+        lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    ],
+    ids=["half", "nine tenths", "zeros inside"],
+)
+def test_a_damaged_library_is_built_again_not_loaded(quick, damage, caplog):
+    """Whoever loads one dies of SIGBUS or SIGSEGV."""
+    made = build.build_once(quick)
+    whole = made.library.read_bytes()
+    made.library.unlink()  # others may have the file itself open
+    made.library.write_bytes(damage(whole))
+    assert build.find_build(quick, made.library.parent.parent) is None
+    with caplog.at_level(logging.WARNING, logger="stylegan2"):
+        assert build.build_once(quick).library.read_bytes() == whole
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith(f"ops: {made.library.parent} is damaged")
+    assert build.find_build(quick, made.library.parent.parent) is not None
+
+
+def test_a_build_is_on_the_disk_before_it_has_its_name(quick, monkeypatch):
+    course = []
+    to_disk, replace = build._to_disk, Path.replace
+    monkeypatch.setattr(build, "_to_disk", lambda path: course.append(path.name) or to_disk(path))
+    monkeypatch.setattr(Path, "replace", lambda path, to: course.append("renamed") or replace(path, to))
+    made = build.build_once(quick)
+    library, record, work, *rest = course
+    assert (library, record) == (made.library.name, build.RECORD)
+    assert work.startswith(f".{quick.name}-")
+    assert rest == ["renamed", "ops"]
+
+
 def test_a_library_that_does_not_load_is_built_again(compiler, tmp_path, monkeypatch):
     made = native.load("cpu").build
     recipe = build.cpu_recipe()
     monkeypatch.setenv("STYLEGAN2_CACHE", str(tmp_path))
     folder = tmp_path / "ops" / recipe.name
     folder.mkdir(parents=True)
-    (folder / build.RECORD).write_text((made.library.parent / build.RECORD).read_text())
-    (folder / made.library.name).write_text("not a library")
+    record = json.loads((made.library.parent / build.RECORD).read_text())
+    wrong = b"not a library"
+    record |= {"size": len(wrong), "sha256": hashlib.sha256(wrong).hexdigest()}
+    (folder / build.RECORD).write_text(json.dumps(record))
+    (folder / made.library.name).write_bytes(wrong)
     monkeypatch.setattr(build, "_compile_cpu", copying(made))
     assert native._load("cpu").build.library == folder / made.library.name
 
@@ -411,95 +450,3 @@ def test_a_compiler_without_openmp_is_used_without(sources, compiler, tmp_path, 
     assert "-fopenmp" not in made.flags and "-O3" in made.flags
     assert any("-fopenmp" in record.message for record in caplog.records)
     assert made.notes == ("without -fopenmp, which the compiler refuses",)
-
-
-# What is looked for
-
-
-def test_no_compiler(tmp_path, monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(StyleGAN2Error, match=r"looked for c\+\+, g\+\+, clang\+\+"):
-        toolchain.find_cpu_compiler()
-    monkeypatch.setenv("CXX", "missing-c++ -m64")
-    with pytest.raises(StyleGAN2Error, match=r"\$CXX='missing-c\+\+'"):
-        toolchain.find_cpu_compiler()
-
-
-def test_the_compiler_may_have_arguments(tmp_path, monkeypatch):
-    path = script(tmp_path / "mine", "true")
-    monkeypatch.setenv("CXX", f"'{path}' -m64")
-    assert toolchain.find_cpu_compiler() == (str(path), "-m64")
-
-
-def test_no_nvcc(tmp_path, monkeypatch):
-    real = toolchain.shutil.which
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name, path=None: real(name, path=str(tmp_path)))
-    with pytest.raises(StyleGAN2Error, match=r"no nvcc: looked in \$CUDA_HOME"):
-        toolchain.find_nvcc()
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "nvcc").touch()
-    script(tmp_path / "nvcc", "true")
-    assert toolchain.find_nvcc() == (str(tmp_path / "nvcc"),)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu():
-    with pytest.raises(StyleGAN2Error, match="no GPU to build for: torch"):
-        build.cuda_recipe()
-
-
-def test_the_cuda_recipe_names_its_targets(monkeypatch, tmp_path):
-    text = 'echo "nvcc: a compiler"; echo "Cuda compilation tools, release 13.0, V13.0.88"'
-    (tmp_path / "bin").mkdir()
-    script(tmp_path / "bin" / "nvcc", text)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    recipe = build.cuda_recipe(("75", "90"))
-    assert recipe.version == "Cuda compilation tools, release 13.0, V13.0.88"
-    assert recipe.flags.count("-gencode") == 2 and "arch=compute_90,code=sm_90" in recipe.flags
-    assert recipe.key != build.cuda_recipe(("75",)).key
-
-
-# OpenMP
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
-def test_only_one_openmp_runtime_is_loaded(compiler):
-    """In a process of its own: tests load scikit-learn, which brings another one along."""
-    code = (
-        "import torch\n"
-        "from stylegan2 import ops\n"
-        "from stylegan2.ops import native, toolchain\n"
-        "from stylegan2.ops.bias_act import bias_act\n"
-        "torch.set_num_threads(2)\n"
-        "with ops.use('cpu'):\n"
-        "    bias_act(torch.randn(8, 64, 64, 64), act='lrelu')\n"
-        "print(native.load('cpu').build.openmp.startswith('none'), *toolchain.loaded_runtimes(), sep='\\n')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
-    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    without, *runtimes = process.stdout.split()
-    if without == "True":
-        pytest.skip("this compiler has no OpenMP")
-    assert len(runtimes) == 1
-
-
-@pytest.mark.parametrize(
-    ("version", "loaded", "flags", "says"),
-    [
-        ("g++ 12", ["/t/libgomp-a3.so.1"], ("-fopenmp",), "/t/libgomp-a3.so.1"),
-        ("g++ 12", ["/t/libiomp5.so"], ("-fopenmp",), "/t/libiomp5.so"),
-        ("clang version 17", ["/t/libomp.so.5"], ("-fopenmp",), "/t/libomp.so.5"),
-        ("clang version 17", ["/t/libgomp.so.1"], (), "none: torch has loaded libgomp.so.1"),
-        ("g++ 12", [], ("-fopenmp",), "the compiler's own"),
-    ],
-)
-def test_the_runtime_of_torch_is_shared(version, loaded, flags, says, monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(toolchain, "loaded_runtimes", lambda: [Path(path) for path in loaded])
-    openmp = toolchain.find_openmp(version)
-    assert openmp.compile_flags == flags
-    assert openmp.name.startswith(says)
-    assert openmp.link_flags == (tuple(loaded) if flags and loaded else flags)

@@ -124,8 +124,33 @@ def test_who_asked_is_not_told_again(fresh, kernels, caplog):
 def test_without_a_compiler_auto_is_the_reference(no_compiler, caplog):
     with caplog.at_level(logging.INFO, logger="stylegan2"):
         assert torch.equal(bias_act(torch.ones(1, 2), torch.ones(2)), torch.full([1, 2], 2.0))
-    (line,) = [record.message for record in caplog.records]
-    assert line.startswith("ops: reference") and "looked for c++, g++, clang++" in line
+    (record,) = caplog.records
+    assert record.message.startswith("ops: reference") and "looked for c++, g++, clang++" in record.message
+    assert record.levelno == logging.INFO  # nobody named a compiler
+
+
+def test_a_compiler_that_is_named_and_not_there_is_a_warning(fresh, caplog):
+    fresh.setenv("CXX", "/nowhere/c++")
+    with caplog.at_level(logging.INFO, logger="stylegan2"):
+        bias_act(torch.ones(1, 2))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.message.startswith("ops: reference") and "$CXX='/nowhere/c++'" in record.message
+
+
+def test_a_gpu_without_nvcc_is_a_warning(fresh, caplog):
+    def load(kind):
+        raise StyleGAN2Error("ops: no nvcc: looked on the PATH")
+
+    fresh.setattr(native, "load", load)
+    with caplog.at_level(logging.INFO, logger="stylegan2"):
+        selection.announce_implementation("cuda:0")
+        with ops.use("reference"):
+            selection.announce_implementation("cuda:0")
+        selection.announce_implementation("mps")
+    levels = [record.levelno for record in caplog.records]
+    assert levels == [logging.WARNING, logging.INFO, logging.INFO]
+    assert "no nvcc" in caplog.records[0].message
 
 
 def test_without_a_compiler_cpu_is_an_error(no_compiler):

@@ -1,6 +1,7 @@
 """Snapshots of a training: sample grids, KID, and the best one kept, also across an interruption."""
 
 import csv
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     expected = contents(reached)
     assert {"kid.csv", "best/config.json", "best/generator.safetensors"} <= expected.keys()
     assert contents(out) == expected
+
+
+def test_a_longer_training_forgets_the_last_snapshot_of_the_shorter_one(tmp_path: Path) -> None:
+    """That one was not due: neither its grid nor its KID nor its weights are those of the longer one."""
+    whole = run(tmp_path / "whole" / "out", tmp_path / "whole" / "private", snapshot_ticks=4)
+    for kimg in (0.004, 0.02, 0.024):
+        run(tmp_path / "parts" / "out", tmp_path / "parts" / "private", snapshot_ticks=4, kimg=kimg)
+    assert [row["kimg"] for row in read_rows(whole / "kid.csv")] == ["0.016", "0.024"]
+    for folder in ("whole", "parts"):
+        shutil.rmtree(tmp_path / folder / "private" / "features")  # lists its metadata in any order
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 def test_the_best_generator_is_exported_with_its_kid(reached: Path, tmp_path: Path) -> None:

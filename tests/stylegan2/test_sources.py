@@ -2,8 +2,11 @@
 
 import contextlib
 import hashlib
+import http.client
+import io
 import threading
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,13 @@ from stylegan2.errors import StyleGAN2Error
 from stylegan2.network_folder import read_config, save_weights, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
-from stylegan2.sources import NAMED_ADDRESSES, find_networks, is_address, is_local_path
+from stylegan2.sources import (
+    NAMED_ADDRESSES,
+    find_network_folder,
+    find_networks,
+    is_address,
+    is_local_path,
+)
 from stylegan2.transfer import SourceNetworks, load_source, network_kwargs
 
 # ----------------------------------------------------------------------------------------------------------
@@ -41,6 +50,7 @@ class Server:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.redirections: dict[str, str] = {}
         self.requests: list[str] = []
         self.sent = 0
         server = self
@@ -52,6 +62,12 @@ class Server:
                 server.requests.append(self.path)
                 self.close_connection = True
                 data = server.files.get(self.path)
+                if self.path in server.redirections:
+                    self.send_response(302)
+                    self.send_header("Location", server.redirections[self.path])
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 if data is None:
                     self.send_error(404)
                     return
@@ -126,6 +142,31 @@ def test_a_shipped_network_is_found_by_its_name(shipped: Path) -> None:
     assert find_networks("phantoms-16") == shipped / "phantoms-16"
     assert not is_local_path("phantoms-16")
     assert SourceNetworks.load("phantoms-16").generator["z_dim"] == 5
+
+
+@pytest.mark.parametrize("find", [find_network_folder, find_networks])
+def test_a_name_that_is_also_a_local_folder_is_ambiguous(
+    find: Callable[[str], Path], shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find("phantoms-16") == shipped / "phantoms-16"
+    (tmp_path / "phantoms-16").mkdir()
+    with pytest.raises(
+        StyleGAN2Error, match=r"^phantoms-16 is the name of .* write \./phantoms-16 .*rename it"
+    ):
+        find("phantoms-16")
+    assert find("./phantoms-16").resolve() == tmp_path / "phantoms-16"
+
+
+def test_a_name_of_networks_to_download_may_be_ambiguous_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ffhq256").mkdir()
+    with pytest.raises(StyleGAN2Error, match=r"write \./ffhq256"):
+        find_networks("ffhq256")
+    assert find_networks("./ffhq256").resolve() == tmp_path / "ffhq256"
+    assert find_network_folder("ffhq256") == Path("ffhq256")
 
 
 def test_nothing_is_shipped_where_the_folder_is_absent(
@@ -233,6 +274,32 @@ def test_an_address_that_nobody_answers_at_is_an_error(address: str, cache: Path
     with pytest.raises(StyleGAN2Error, match=r"cannot download .*; check address and connection"):
         find_networks(address)
     assert files_below(cache) == []
+
+
+def test_a_redirection_to_an_address_without_encryption_is_refused(server: Server, cache: Path) -> None:
+    server.redirections["/net.pkl"] = "http://example.org/net.pkl"
+    with pytest.raises(
+        StyleGAN2Error, match=r"/net\.pkl leads to http://example\.org/net\.pkl, which is not encr"
+    ):
+        find_networks(f"{server.address}/net.pkl")
+    assert files_below(cache) == []
+
+
+@pytest.mark.parametrize("to", ["http://example.org/net.pkl", "http://127.0.0.1:1/net.pkl", "ftp://a.org/b"])
+def test_https_does_not_lead_elsewhere(to: str) -> None:
+    request = urllib.request.Request("https://example.org/net.pkl")
+    arguments = (io.BytesIO(), 302, "Found", http.client.HTTPMessage())
+    with pytest.raises(
+        StyleGAN2Error, match=f"^init: https://example.org/net.pkl leads to {to}, which is not"
+    ):
+        sources._SafeRedirects().redirect_request(request, *arguments, to)
+    followed = sources._SafeRedirects().redirect_request(request, *arguments, "https://a.org/b")
+    assert followed is not None and followed.full_url == "https://a.org/b"
+
+
+def test_other_redirections_are_followed(server: Server, cache: Path, no_import: None) -> None:
+    server.redirections["/net.pkl"] = server.serve("/moved.pkl", b"networks")
+    assert find_networks(f"{server.address}/net.pkl").read_bytes() == b"networks"
 
 
 def test_an_interrupted_download_leaves_nothing(

@@ -14,11 +14,8 @@ from torch import Tensor
 
 from stylegan2 import training
 from stylegan2.config import TrainingOptions, resolve
-from stylegan2.data import ImageStream
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.history import COLUMNS
-from stylegan2.images import to_uint8
-from stylegan2.interruption import deferred_interruption
 from stylegan2.loss import StyleGAN2Loss
 from stylegan2.sampling import load_generator, sample_images
 from stylegan2.training import CHECKPOINT, Trainer, train
@@ -173,33 +170,6 @@ def test_an_interruption_while_exporting_loses_nothing(
     assert contents(out) == contents(finished)
 
 
-@pytest.mark.parametrize("ignored", [signal.SIG_IGN, None])
-def test_a_signal_that_is_ignored_or_handled_elsewhere_is_left_alone(
-    ignored: signal.Handlers | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = signal.getsignal
-    monkeypatch.setattr(
-        signal, "getsignal", lambda number: ignored if number == signal.SIGTERM else original(number)
-    )
-    before = original(signal.SIGINT), original(signal.SIGTERM)
-    with deferred_interruption("") as interruption:
-        assert original(signal.SIGTERM) is before[1]
-        assert original(signal.SIGINT) is not before[0]
-    assert (original(signal.SIGINT), original(signal.SIGTERM)) == before
-    assert not interruption
-
-
-def test_the_first_signal_is_acknowledged_and_the_second_has_its_usual_effect(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    with deferred_interruption("finishing") as interruption:
-        signal.raise_signal(signal.SIGINT)
-        assert interruption
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert capfd.readouterr().err.split() == ["finishing"]
-
-
 def test_a_checkpoint_is_not_overwritten_with_weights_that_are_not_finite(tmp_path: Path) -> None:
     trainer = small_trainer(tmp_path, checkpoint=tmp_path / CHECKPOINT)
     trainer.train_iteration()
@@ -211,6 +181,46 @@ def test_a_checkpoint_is_not_overwritten_with_weights_that_are_not_finite(tmp_pa
     with pytest.raises(StyleGAN2Error, match=rf"after 8 images 1 of .* average/.*{CHECKPOINT} was not over"):
         trainer.save()
     assert (tmp_path / CHECKPOINT).read_bytes() == good
+
+
+def test_losses_are_looked_at_before_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA, the last ones have not been read by then."""
+    trainer = small_trainer(tmp_path, checkpoint=tmp_path / CHECKPOINT)
+    trainer.train_iteration()
+
+    def diverged() -> None:
+        raise StyleGAN2Error("training diverged: the loss is nan")
+
+    monkeypatch.setattr(trainer.loss, "raise_if_diverged", diverged)
+    with pytest.raises(StyleGAN2Error, match="the loss is nan"):
+        trainer.save()
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("first", [0.004, 0.016, 0.02])
+@pytest.mark.parametrize("snapshot_ticks", [1, 2])
+def test_a_finished_training_goes_on_as_if_it_had_been_longer_from_the_start(
+    first: float, snapshot_ticks: int, tmp_path: Path
+) -> None:
+    """Amid a tick, at its end with a snapshot or without one; ticks are 8 images long."""
+    for folder, lengths in (("whole", [0.036]), ("parts", [first, 0.036])):
+        for kimg in lengths:
+            private, out = tmp_path / folder / "private", tmp_path / folder / "out"
+            run(out, checkpoint_dir=private, kimg=kimg, snapshot_ticks=snapshot_ticks)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert json.loads((tmp_path / "parts/out/config.json").read_text())["images_seen"] == 36
+
+
+def test_a_training_does_not_go_back(tmp_path: Path) -> None:
+    run(tmp_path / "out", checkpoint_dir=tmp_path / "private", kimg=0.016)
+    before = contents(tmp_path)
+    with pytest.raises(StyleGAN2Error, match=r"kimg: the checkpoint has seen 16 images, asked for 8$"):
+        run(tmp_path / "out", checkpoint_dir=tmp_path / "private", kimg=0.008)
+    with pytest.raises(StyleGAN2Error, match=r"lr: the checkpoint has 0\.0025, asked for 0\.001$"):
+        run(tmp_path / "out", checkpoint_dir=tmp_path / "private", kimg=0.02, lr=0.001)
+    assert contents(tmp_path) == before
 
 
 def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
@@ -473,17 +483,3 @@ def test_divergence_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_unusable_images_are_refused(images: NDArray[Any], tmp_path: Path) -> None:
     with pytest.raises(StyleGAN2Error, match="training images: got"):
         run(tmp_path, images)
-
-
-def test_the_stream_shows_every_image_once_before_any_again() -> None:
-    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 2, 1), np.uint8)
-    stream = ImageStream(images, mirror=False, seed=0)
-    shown = to_uint8(stream.batch(0, 10))[:, 0, 0, 0].tolist()
-    assert sorted(shown[:5]) == sorted(shown[5:]) == list(range(5))
-    assert to_uint8(stream.batch(3, 4))[:, 0, 0, 0].tolist() == shown[3:7]
-
-
-def test_mirroring_doubles_the_stream() -> None:
-    images = np.array([[[[0], [255]]]], np.uint8)
-    shown = to_uint8(ImageStream(images, mirror=True, seed=0).batch(0, 2))[:, 0, 0].tolist()
-    assert sorted(shown) == [[0, 255], [255, 0]]

@@ -349,8 +349,8 @@ def test_all_that_does_not_fit_the_images_is_named_at_once(source_folder: Path, 
     with pytest.raises(StyleGAN2Error) as caught:
         train(pictures((24, 32), 1), options, seed=1, out_dir=tmp_path / "out", labels=labels, progress=False)
     assert str(caught.value).splitlines()[1:] == [
-        "  - resolution: the networks have 16, the options ask for 32; set grow to start the missing layers "
-        "afresh",
+        "  - resolution: the networks have 16, the options ask for 32; ask for 16 (--resolution 16, with "
+        "--resize for images of another size), or set grow to start the missing layers afresh",
         "  - img_channels: the networks have 3, the images 1",
         "  - c_dim: the networks have 0, the labels 4",
         "  - base_grid: the networks have [4, 4], the options ask for [3, 4]",
@@ -360,9 +360,21 @@ def test_all_that_does_not_fit_the_images_is_named_at_once(source_folder: Path, 
 
 @pytest.mark.parametrize("grow", [False, True])
 def test_networks_of_a_higher_resolution_are_refused(grow: bool, source_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(StyleGAN2Error, match=r"resolution: the networks have 16, .*8") as caught:
+    with pytest.raises(StyleGAN2Error, match=r"resolution: the networks have 16, .*8; ask for 16") as caught:
         run(tmp_path / "out", init=str(source_folder), size=8, grow=grow)
     assert "set grow" not in str(caught.value)
+
+
+def test_images_do_not_hide_options_that_do_not_fit(source_folder: Path, tmp_path: Path) -> None:
+    options = TrainingOptions(**{**SHORT, "resolution": 8, "z_dim": 6, "init": str(source_folder)})
+    with pytest.raises(StyleGAN2Error) as caught:
+        train(pictures((16, 16), 3), options, seed=1, out_dir=tmp_path / "out", progress=False)
+    for part in (
+        "training images: got uint8",
+        "z_dim: the networks have z_dim 5",
+        "(--resolution 16, with --resize",
+    ):
+        assert part in str(caught.value)
 
 
 def test_labels_and_base_grid_of_the_networks_are_kept(tmp_path: Path) -> None:
