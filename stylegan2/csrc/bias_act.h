@@ -51,10 +51,11 @@ SG2_HD A activate(A z, A alpha) {
     return z;
 }
 
-// act'(z), from u = act(z); for swish u is z itself. At a kink: the derivative from below, as act'(0) of torch.
+// act'(z), from u = act(z); for swish u is z itself. At a kink: the derivative from below, as act'(0) of torch. At NaN:
+// as torch, except that for elu and selu torch gives 1 or NaN, by where in the tensor it is.
 template <int ACTIVATION, class A>
 SG2_HD A slope(A u, A alpha) {
-    if constexpr (ACTIVATION == SG2_RELU) return u > A(0) ? A(1) : A(0);
+    if constexpr (ACTIVATION == SG2_RELU) return u <= A(0) ? A(0) : A(1);
     if constexpr (ACTIVATION == SG2_LRELU) return u > A(0) ? A(1) : alpha;
     if constexpr (ACTIVATION == SG2_TANH) return A(1) - u * u;
     if constexpr (ACTIVATION == SG2_SIGMOID) return u * (A(1) - u);
@@ -101,7 +102,8 @@ SG2_HD A bias_act_element(A first, A second, A bias, A reference, const BiasActS
         const A u = kFromInput ? reference : y * s.inverse_gain;
         const A derivative =
             ORDER == 1 ? slope<ACTIVATION>(u, s.alpha) : second * curvature<ACTIVATION>(u);
-        return (y < A(0) ? -y : y) >= s.limit ? A(0) : first * s.gain * derivative;
+        const bool inside = (y < A(0) ? -y : y) < s.limit || s.limit != s.limit;
+        return (inside ? first : A(0)) * s.gain * derivative;  // one after the other, as autograd does: 0 · NaN is NaN
     }
 }
 

@@ -308,7 +308,10 @@ int upfirdn2d(const Sg2Upfirdn2d& args, const double* taps, const void* x, void*
         if (error == cudaSuccess) {
             error = cudaMemcpyAsync(copy, all.data(), all.size() * sizeof(A), cudaMemcpyHostToDevice, stream);
         }
-        if (error != cudaSuccess) return kCudaError + static_cast<int>(error);
+        if (error != cudaSuccess) {
+            if (copy) cudaFreeAsync(copy, stream);
+            return kCudaError + static_cast<int>(error);
+        }
         weights.more = static_cast<const A*>(copy);
     }
     const int result =

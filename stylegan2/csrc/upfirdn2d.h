@@ -113,9 +113,14 @@ SG2_HD void sum_rows(const Team& team, const T* rows, Index row_stride, Index pi
 template <bool PLANAR, bool UNIT, class Team, class T, class A, class Index>
 SG2_PASS void fill_line(const Team& team, const Fir<A, Index>& fir, const T* x, const Start<Index>& start, int32_t term,
                       const Segment<Index>& s, int lanes, A* line) {
-    const Index skip = start.pixel < 0 ? -start.pixel : 0;
+    Index skip = start.pixel < 0 ? -start.pixel : 0;
     const Index beyond = start.pixel + fir.y.count - fir.y.in;
     Index count = fir.y.count - skip - (beyond > 0 ? beyond : 0);
+    const A* const column = fir.weights_y + (term * fir.y.up + start.phase) * fir.y.count;
+    if (fir.terms > 1) {  // a filter taken row by row has a single one in each term
+        for (; count > 0 && column[skip] == A(0); --count) ++skip;
+        while (count > 0 && column[skip + count - 1] == A(0)) --count;
+    }
     const Index left = s.first < 0 ? 0 : (s.first < fir.x.in ? s.first : fir.x.in);
     const Index right = s.stop < left ? left : (s.stop < fir.x.in ? s.stop : fir.x.in);
     const Index pixels = count > 0 ? right - left : 0;
@@ -129,7 +134,7 @@ SG2_PASS void fill_line(const Team& team, const Fir<A, Index>& fir, const T* x, 
     team.template each<true>(behind * lanes, 1, [=](Index i, int) SG2_INLINE_LAMBDA { clear(tail, i); });
     if (pixels <= 0) return;
 
-    const A* weights = fir.weights_y + (term * fir.y.up + start.phase) * fir.y.count + skip;
+    const A* weights = column + skip;
     const T* rows = x + (start.pixel + skip) * fir.y.in_stride + left * fir.x.in_stride;
     A* const to = line + before * lanes;
     const Index pixel_stride = fir.x.in_stride, lane_stride = fir.channel_in_stride;

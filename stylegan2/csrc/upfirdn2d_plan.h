@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "interface.h"
@@ -9,24 +11,30 @@
 
 namespace sg2 {
 
-// taps = Σ_r columns[r] ⊗ rows[r], by elimination with the largest remaining element as pivot. A filter made as an
-// outer product needs one term; no filter needs more than its smaller side. `tolerance` is relative to the
-// largest tap.
+// taps = Σ_r columns[r] ⊗ rows[r]: by elimination with the largest remaining element as pivot where few terms give every
+// tap to some last places of A, else line by line, which is exact. A filter made as an outer product needs one term.
+template <class A>
 struct OuterProducts {
     std::vector<std::vector<double>> columns, rows;
 
-    OuterProducts(const double* taps, int height, int width, double tolerance) {
-        std::vector<double> rest(taps, taps + static_cast<size_t>(height) * width);
-        const auto larger = [](double a, double b) { return std::abs(a) < std::abs(b); };
-        const double enough = tolerance * std::abs(*std::max_element(rest.begin(), rest.end(), larger));
-        for (int term = 0; term < std::min(height, width); ++term) {
-            const auto pivot = std::max_element(rest.begin(), rest.end(), larger) - rest.begin();
-            if (term > 0 && std::abs(rest[pivot]) <= enough) break;
+    OuterProducts(const double* taps, int height, int width) {
+        const std::vector<double> all(taps, taps + static_cast<size_t>(height) * width);
+        std::vector<double> rest(all);
+        const int most = std::min(height, width);
+        do {
+            const auto pivot = std::max_element(rest.begin(), rest.end(), smaller) - rest.begin();
             eliminate(rest, width, static_cast<int>(pivot / width), static_cast<int>(pivot % width));
-        }
+            if (is_accurate(all)) return;
+        } while (static_cast<int>(rows.size()) < most && has_rest(rest));
+        take_lines(all, height, width);
     }
 
 private:
+    static bool smaller(double a, double b) { return std::abs(a) < std::abs(b); }
+    static bool has_rest(const std::vector<double>& rest) {
+        return std::any_of(rest.begin(), rest.end(), [](double value) { return value != 0; });
+    }
+
     void eliminate(std::vector<double>& rest, int width, int pivot_y, int pivot_x) {
         const int height = static_cast<int>(rest.size()) / width;
         const double pivot = rest[pivot_y * width + pivot_x];
@@ -41,6 +49,39 @@ private:
         }
         columns.push_back(column);
         rows.push_back(row);
+    }
+
+    // Whether each tap comes out of the rounded terms, which do not cancel much: small ones as exactly as large ones.
+    bool is_accurate(const std::vector<double>& taps) const {
+        constexpr double kAllowed = 2 * static_cast<double>(std::numeric_limits<A>::epsilon()), kLargest = 2;
+        const size_t width = rows[0].size();
+        for (size_t i = 0; i < taps.size(); ++i) {
+            double sum = 0, size = 0;
+            for (size_t term = 0; term < rows.size(); ++term) {
+                const double part = static_cast<double>(static_cast<A>(columns[term][i / width])) *
+                                    static_cast<double>(static_cast<A>(rows[term][i % width]));
+                sum += part;
+                size += std::abs(part);
+            }
+            const double tap = std::abs(taps[i]);
+            if (std::abs(sum - taps[i]) > kAllowed * tap || size > kLargest * tap) return false;
+        }
+        return true;
+    }
+
+    // One term for each row, or column where those are fewer: taps as they are.
+    void take_lines(const std::vector<double>& taps, int height, int width) {
+        const bool by_rows = height <= width;
+        const int count = by_rows ? height : width, length = by_rows ? width : height;
+        columns.clear();
+        rows.clear();
+        for (int line = 0; line < count; ++line) {
+            std::vector<double> unit(count, 0.), values(length);
+            unit[line] = 1;
+            for (int i = 0; i < length; ++i) values[i] = taps[by_rows ? line * width + i : i * width + line];
+            columns.push_back(by_rows ? unit : values);
+            rows.push_back(by_rows ? values : unit);
+        }
     }
 };
 
@@ -62,8 +103,7 @@ struct Plan {
     Fir<A, int64_t> fir;
 
     Plan(const Sg2Upfirdn2d& a, const double* taps) {
-        // Terms below the last place of the sum's type change nothing
-        const OuterProducts filter(taps, a.taps_y, a.taps_x, std::numeric_limits<A>::epsilon() / 4);
+        const OuterProducts<A> filter(taps, a.taps_y, a.taps_x);
         fir.x = axis(a.in_width, a.out_width, a.in_stride[3], a.out_stride[3], a.up_x, a.down_x, a.pad_x, a.taps_x);
         fir.y = axis(a.in_height, a.out_height, a.in_stride[2], a.out_stride[2], a.up_y, a.down_y, a.pad_y, a.taps_y);
         fir.channel_in_stride = a.in_stride[1];

@@ -83,7 +83,8 @@ def bias_act(
         Tensor of the shape and dtype of ``x``.
 
     Raises:
-        StyleGAN2Error: Unknown activation, bias of the wrong shape, or negative clamp.
+        StyleGAN2Error: Unknown activation, bias of the wrong shape, negative clamp, or (compiled) bias on
+            another device.
     """
     spec = activation(act)
     _check(x, b, dim, clamp)
@@ -94,7 +95,7 @@ def bias_act(
         b = b.to(x.dtype)
     # The kernels differentiate from the output, whose sign says nothing then.
     ambiguous = act == "lrelu" and alpha < 0
-    if not ambiguous and runs_compiled(x):
+    if not ambiguous and x.layout is torch.strided and runs_compiled(x):
         return library.bias_act(x, b, dim % x.ndim, act, alpha, gain, None if clamp is None else float(clamp))
     return _reference(x, b, dim, act, alpha, gain, clamp)
 
@@ -150,5 +151,5 @@ def _check(x: Tensor, b: Tensor | None, dim: int, clamp: float | None) -> None:
         raise StyleGAN2Error(
             f"b: got shape {tuple(b.shape)}, expected ({x.shape[dim]},) to fit dimension {dim} of x"
         )
-    if clamp is not None and clamp < 0:
+    if clamp is not None and not clamp >= 0:  # NaN, too
         raise StyleGAN2Error(f"clamp: got {clamp}, expected a number ≥ 0 or None")

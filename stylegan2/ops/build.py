@@ -152,7 +152,7 @@ def _key(
         if path.is_file():
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             digest.update(path.read_bytes())
-    described = [kind, compiler, version, flags, machine, torch.__version__]
+    described = [kind, compiler, version, flags, machine, torch.__version__, sorted(Build.__annotations__)]
     digest.update(json.dumps(described).encode())
     return digest.hexdigest()
 

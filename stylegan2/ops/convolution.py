@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylegan2.errors import StyleGAN2Error
 from stylegan2.ops import native, selection
 
 Gradients = tuple[Tensor | None, Tensor | None, None]
@@ -291,6 +292,8 @@ def _takes_winograd(
         return False
     if not _holds_floats(image) or not _holds_floats(other) or _is_watched(image, other):
         return False
+    if image.ndim != 4 or other.ndim != 4:  # PyTorch says what is wrong
+        return False
     pad_y, pad_x = geometry.padding
     height, width = _small_size(geometry)
     tiles = image.shape[0] * -(-height // 4) * -(-width // 4)  # of 4 × 4 pixels
@@ -331,6 +334,8 @@ def _winograd(first: Tensor, second: Tensor, size: list[int], padding: int, what
     result = first.new_empty(size)
     large = result if what == _BY_IMAGE else first
     kernel = result if what == _BY_KERNEL else second
+    small = first if what == _BY_IMAGE else result if what == _CONVOLUTION else second
+    _check_shapes(large, kernel, small, padding)
     arguments = native.WinogradArguments(
         large.shape[0],
         kernel.shape[1],
@@ -347,3 +352,15 @@ def _winograd(first: Tensor, second: Tensor, size: list[int], padding: int, what
     if code:
         library.raise_error("winograd", code)
     return result
+
+
+def _check_shapes(large: Tensor, kernel: Tensor, small: Tensor, padding: int) -> None:
+    """The kernels get addresses alone: what does not fit would be read beyond its end."""
+    batch, channels, height, width = large.shape
+    out = small.shape[1]
+    fitting = (batch, out, height + 2 * padding - 2, width + 2 * padding - 2)
+    if small.shape != fitting or kernel.shape != (out, channels, 3, 3):
+        raise StyleGAN2Error(
+            f"ops: winograd: got images {tuple(large.shape)} and {tuple(small.shape)}, kernels "
+            f"{tuple(kernel.shape)} and padding {padding}, which do not fit together"
+        )

@@ -1,4 +1,8 @@
-"""The compiled operations on tensors: layout in memory, results, calls. Nothing here is differentiable."""
+"""The compiled operations on tensors: checks, layout in memory, results, calls. No gradients here.
+
+Kernels get addresses alone, so whatever comes here is checked: a tensor of another type, shape or device
+would be read as what it is not.
+"""
 
 import ctypes
 import functools
@@ -8,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stylegan2.errors import StyleGAN2Error
 from stylegan2.ops.native import (
     ACTIVATION_CODES,
     TYPES,
@@ -16,6 +21,43 @@ from stylegan2.ops.native import (
     upfirdn2d_arguments,
 )
 from stylegan2.ops.resampling import Sampling
+
+# ----------------------------------------------------------------------------------------------------------
+# Checks
+# ----------------------------------------------------------------------------------------------------------
+
+
+def _check_input(library: NativeLibrary, name: str, x: Tensor) -> None:
+    if x.dtype not in TYPES or x.device.type != library.kind or x.layout is not torch.strided:
+        raise StyleGAN2Error(
+            f"ops: {name}: got {_described(x)}, expected a dense tensor on {library.kind} of "
+            "float32, float64, float16 or bfloat16"
+        )
+
+
+def _check_like(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+    if (
+        tensor.shape != shape
+        or tensor.dtype != x.dtype
+        or tensor.device != x.device
+        or tensor.layout is not torch.strided
+    ):
+        raise StyleGAN2Error(
+            f"ops: {name}: got {_described(tensor)}, expected {x.dtype} of shape {tuple(shape)} on {x.device}"
+        )
+
+
+def _described(x: Tensor) -> str:
+    kind = "" if x.layout is torch.strided else f", {x.layout}"
+    return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}{kind}"
+
+
+def _dense(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """The numbers of a tensor as they lie in memory: in a layout, with the signs that they have."""
+    if x.is_neg():
+        x = x.resolve_neg()
+    return x.contiguous(memory_format=layout)
+
 
 # ----------------------------------------------------------------------------------------------------------
 # Layout
@@ -64,18 +106,37 @@ class BiasAct(NamedTuple):
         """The bias in a shape that adds to a tensor of so many dimensions."""
         return b.reshape([-1 if i == self.dim else 1 for i in range(ndim)])
 
+    def check(self, x: Tensor, b: Tensor | None) -> None:
+        """Whether `dim` and a bias fit x.
+
+        Raises:
+            StyleGAN2Error: they do not.
+        """
+        if b is None:
+            return
+        if not 0 <= self.dim < x.ndim:
+            raise StyleGAN2Error(
+                f"ops: dim: got {self.dim}, expected a dimension of x, whose shape is {tuple(x.shape)}"
+            )
+        _check_like("b", b, (x.shape[self.dim],), x)
+
 
 def bias_act(library: NativeLibrary, x: Tensor, b: Tensor | None, p: BiasAct) -> Tensor:
-    """clamp(gain · act(x + b)), in the layout of `dense_format`."""
-    if not x.is_contiguous():
-        x = x.contiguous(memory_format=dense_format(x))
+    """clamp(gain · act(x + b)), in the layout of `dense_format`.
+
+    Raises:
+        StyleGAN2Error: x or b is not what the kernels can read.
+    """
+    _check_input(library, "x", x)
+    p.check(x, b)
+    x = _dense(x, dense_format(x))
     y = torch.empty_like(x)
     size = x.numel()
     if size == 0:
         return y
     bias_size, step, address = 0, 1, None
     if b is not None:
-        b = b.contiguous()
+        b = _dense(b, torch.contiguous_format)
         bias_size, step, address = b.numel(), max(1, x.stride(p.dim)), b.data_ptr()
     arguments = _bias_act_arguments(size, bias_size, step, p, TYPES[x.dtype], 0, torch.get_num_threads())
     _call(library, library.bias_act, x, arguments, x.data_ptr(), None, address, None, y.data_ptr())
@@ -91,18 +152,24 @@ def bias_act_derivative(
         library: of the device.
         first: gradient of y.
         second: of the same shape.
-        at: y; for swish x + b. In a layout of `dense_format`, which becomes that of the result.
+        at: y; for swish x + b. Of the same shape; its `dense_format` is that of the result.
         p: arguments of `bias_act`.
+
+    Raises:
+        StyleGAN2Error: tensors differ in type, shape or device, or are not what the kernels can read.
     """
+    _check_input(library, "gradient of y", first)
+    _check_like("x" if p.act == "swish" else "y", at, first.shape, first)
     layout = dense_format(at)
-    first = first.contiguous(memory_format=layout)
+    at, first = _dense(at, layout), _dense(first, layout)
     out = torch.empty_like(first, memory_format=layout)
     size = first.numel()
     if size == 0:
         return out
     order, address = 1, None
     if second is not None:
-        second = second.contiguous(memory_format=layout)
+        _check_like("gradient of the gradient", second, first.shape, first)
+        second = _dense(second, layout)
         order, address = 2, second.data_ptr()
     arguments = _bias_act_arguments(size, 0, 1, p, TYPES[first.dtype], order, torch.get_num_threads())
     _call(
@@ -116,6 +183,11 @@ def bias_act_derivative(
 def _bias_act_arguments(
     size: int, bias_size: int, step: int, p: BiasAct, dtype: int, order: int, threads: int
 ) -> Any:
+    if p.act not in ACTIVATION_CODES or (p.clamp is not None and not p.clamp >= 0):
+        raise StyleGAN2Error(
+            f"ops: got act {p.act!r} and clamp {p.clamp}, "
+            f"expected one of {', '.join(ACTIVATION_CODES)}, and a number ≥ 0 or None"
+        )
     clamp = -1.0 if p.clamp is None else p.clamp
     activation = ACTIVATION_CODES[p.act]
     values = (size, bias_size, step, p.alpha, p.gain, clamp, dtype, activation, order, threads)
@@ -149,8 +221,15 @@ class Taps:
 
 class _Known(NamedTuple):
     tensor: "weakref.ref[Tensor]"
-    version: tuple[int, int]
+    version: tuple[int, int, torch.dtype]
+    copy: Tensor | None  # of the filter, if that is on the CPU
     taps: dict[tuple[bool, float], Taps]
+
+    def fits(self, f: Tensor, version: tuple[int, int, torch.dtype]) -> bool:
+        """Whether it is of this filter as it is now; `f.data` counts no changes."""
+        if self.version != version or self.tensor() is not f:
+            return False
+        return self.copy is None or torch.equal(self.copy, f)
 
 
 _known: dict[int, _Known] = {}
@@ -160,16 +239,24 @@ def taps_of(f: Tensor | None, flip_filter: bool, gain: float) -> Taps:
     """The taps of a filter from `setup_filter`; 1-D ones as the table that both passes together are.
 
     They are remembered for as long as the filter lives and stays as it is: reading a filter from a GPU waits
-    for all that the GPU has to do.
+    for all that the GPU has to do. So what changes one there behind the back of PyTorch's count of changes
+    (``f.data.mul_(2)``) is not noticed; on the CPU all taps are compared.
+
+    Raises:
+        StyleGAN2Error: it is no filter.
     """
     if f is None:
         return _constant(gain)
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise StyleGAN2Error(f"ops: f: got shape {tuple(f.shape)}, expected [taps] or [h, w]")
     if f.is_inference():  # counts no changes
         return _read(f, flip_filter, gain)
-    key, version = id(f), (f._version, f.data_ptr())
+    key, version = id(f), (f._version, f.data_ptr(), f.dtype)
     known = _known.get(key)
-    if known is None or known.version != version or known.tensor() is not f:
-        known = _known[key] = _Known(weakref.ref(f, functools.partial(_forget, key)), version, {})
+    if known is None or not known.fits(f, version):
+        copy = f.detach().clone() if f.device.type == "cpu" else None
+        known = _Known(weakref.ref(f, functools.partial(_forget, key)), version, copy, {})
+        _known[key] = known
     taps = known.taps.get((flip_filter, gain))
     if taps is None:
         taps = known.taps[flip_filter, gain] = _read(f, flip_filter, gain)
@@ -202,7 +289,16 @@ class _Plan(NamedTuple):
 
 
 def upfirdn2d(library: NativeLibrary, x: Tensor, taps: Taps, sampling: Sampling) -> Tensor:
-    """Resample with a filter; the result has the layout of `image_format`."""
+    """Resample with a filter; the result has the layout of `image_format`.
+
+    Raises:
+        StyleGAN2Error: x is not what the kernels can read, or the sampling leaves nothing or is out of range.
+    """
+    _check_input(library, "x", x)
+    if x.ndim != 4:
+        raise StyleGAN2Error(f"ops: x: got shape {tuple(x.shape)}, expected [N, C, H, W]")
+    if x.is_neg():
+        x = x.resolve_neg()
     layout = image_format(x)
     if layout == torch.contiguous_format and x.stride(3) != 1:
         x = x.contiguous()
@@ -223,8 +319,14 @@ def _plan(
     dtype: int,
     threads: int,
 ) -> _Plan:
+    sampling.check()
     batch, channels, in_height, in_width = shape
     height, width = sampling.output_size((in_height, in_width), taps)
+    if min(height, width) < 0:
+        raise StyleGAN2Error(
+            f"ops: a filter of {taps[0]}×{taps[1]} does not fit into x of shape {tuple(shape)} "
+            f"with {sampling}"
+        )
     if layout == torch.channels_last:
         out_stride = (height * width * channels, 1, width * channels, channels)
     else:

@@ -31,11 +31,12 @@ Maybe = Tensor | None
 Tensors = tuple[Maybe, ...]
 
 
-def _direct(x: Tensor) -> NativeLibrary | None:
-    """The kernels for a plain tensor that nothing watches; None where torch's dispatcher has to decide."""
-    kind = type(x)
+def _direct(x: Tensor, constant: Maybe = None) -> NativeLibrary | None:
+    """The kernels for plain tensors that nothing watches; None where torch's dispatcher has to decide."""
+    kind, other = type(x), type(constant)
     if (
         (kind is Tensor or kind is nn.Parameter)
+        and (constant is None or other is Tensor or other is nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
@@ -54,7 +55,7 @@ def bias_act(
     x: Tensor, b: Maybe, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> Tensor:
     """See `stylegan2.ops.bias_act.bias_act`, which has checked the arguments; `b` is of the type of `x`."""
-    library = _direct(x)
+    library = _direct(x, b)
     if library is None:
         result: Tensor = torch.ops.stylegan2.bias_act(x, b, dim, act, alpha, gain, clamp)
         return result
@@ -96,14 +97,30 @@ def _kept(x: Tensor, b: Maybe, y: Tensor, p: BiasAct) -> Tensors:
     return None if straight else x, None if straight else b, y if from_y else None
 
 
+def _needed(g: Tensor, x: Maybe, y: Maybe, p: BiasAct) -> Tensor:
+    """The tensor that says where derivatives are taken: y; x for swish; anything for a straight line.
+
+    Raises:
+        StyleGAN2Error: it is not there.
+    """
+    straight = p.act == "linear" and p.clamp is None
+    needed = x if p.act == "swish" else g if straight and y is None else y
+    if needed is None:
+        raise StyleGAN2Error(
+            f"ops: derivatives of {p.act} with clamp {p.clamp} are taken from "
+            f"{'x' if p.act == 'swish' else 'y'}, which is missing"
+        )
+    return needed
+
+
 def _point(g: Tensor, x: Maybe, b: Maybe, y: Maybe, p: BiasAct) -> Tensor:
-    """Where the kernels take derivatives: y, or x + b; anything for a straight line."""
-    if y is not None:
-        return y
-    if x is None:
-        return g.contiguous(memory_format=dense_format(g))
-    x = x.detach().contiguous(memory_format=dense_format(x))
-    return x if b is None else x + p.along(b.detach(), x.ndim)
+    """Where the kernels take derivatives: `_needed`, and for swish x + b."""
+    needed = _needed(g, x, y, p)
+    if p.act != "swish":
+        return needed
+    p.check(needed, b)
+    needed = needed.detach().contiguous(memory_format=dense_format(needed))
+    return needed if b is None else needed + p.along(b.detach(), needed.ndim)
 
 
 def _sum_to_bias(gradient: Tensor, p: BiasAct) -> Tensor:
@@ -190,7 +207,7 @@ class _Curvature(torch.autograd.Function):
 
 def upfirdn2d(x: Tensor, f: Maybe, sampling: Sampling, flip_filter: bool, gain: float) -> Tensor:
     """See `stylegan2.ops.upfirdn2d.upfirdn2d`, which has checked the arguments."""
-    if _direct(x) is None:
+    if _direct(x, f) is None:
         result: Tensor = torch.ops.stylegan2.upfirdn2d(x, f, *sampling, flip_filter, gain)
         return result
     return _resample(x, taps_of(f, flip_filter, gain), sampling)
@@ -259,6 +276,10 @@ def _op_upfirdn2d(
 
 
 def _sampling(up: list[int], down: list[int], padding: list[int]) -> Sampling:
+    if (len(up), len(down), len(padding)) != (2, 2, 4):
+        raise StyleGAN2Error(
+            f"ops: got up={up}, down={down}, padding={padding}, expected (x, y), (x, y), (x0, x1, y0, y1)"
+        )
     left, right, top, bottom = padding
     return Sampling((up[0], up[1]), (down[0], down[1]), (left, right, top, bottom))
 
@@ -272,12 +293,11 @@ def _fake_bias_act(x: Tensor, b: Maybe, *p: Any) -> Tensor:
 
 
 def _fake_gradient(g: Tensor, x: Maybe, b: Maybe, y: Maybe, *p: Any) -> Tensor:
-    at = y if y is not None else x if x is not None else g
-    return torch.empty_like(g, memory_format=dense_format(at))
+    return torch.empty_like(g, memory_format=dense_format(_needed(g, x, y, BiasAct(*p))))
 
 
 def _fake_curvature(g: Tensor, v: Tensor, x: Maybe, b: Maybe, y: Maybe, *p: Any) -> Tensor:
-    return _fake_gradient(g, x, b, y)
+    return _fake_gradient(g, x, b, y, *p)
 
 
 def _fake_upfirdn2d(

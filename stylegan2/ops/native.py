@@ -186,6 +186,8 @@ def _load(kind: str) -> NativeLibrary:
     build = build_once(recipe)
     try:
         return NativeLibrary(build)
-    except StyleGAN2Error:  # damaged, by a full disk for instance
+    except StyleGAN2Error:
+        # Found whole, and gone or replaced a moment later; or it does not load here. Only in the latter case
+        # is the build still there to be discarded, and is built once more.
         discard(build)
     return NativeLibrary(build_once(recipe))

@@ -2,6 +2,12 @@
 
 from typing import NamedTuple
 
+from stylegan2.errors import StyleGAN2Error
+
+# The kernels count in 32 bits. Adjoints have a little more padding; larger factors ask for gigabytes of taps.
+MOST_FACTOR, MOST_PADDING = 2**16, 2**30
+_INT32 = 2**31 - 1
+
 
 class Sampling(NamedTuple):
     """Factors and padding of one pass; pairs are (x, y), padding is (left, right, top, bottom)."""
@@ -9,6 +15,19 @@ class Sampling(NamedTuple):
     up: tuple[int, int]
     down: tuple[int, int]
     padding: tuple[int, int, int, int]
+
+    def check(self) -> None:
+        """Whether the numbers are in range.
+
+        Raises:
+            StyleGAN2Error: a factor is not in 1..MOST_FACTOR, or a padding has more than 32 bits.
+        """
+        if not all(1 <= factor <= MOST_FACTOR for factor in (*self.up, *self.down)):
+            raise StyleGAN2Error(
+                f"ops: got up={self.up}, down={self.down}, expected factors from 1 to {MOST_FACTOR}"
+            )
+        if not all(-_INT32 <= pad <= _INT32 for pad in self.padding):
+            raise StyleGAN2Error(f"ops: got padding={self.padding}, expected numbers of 32 bits")
 
     def output_size(self, size: tuple[int, int], taps: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the result for an image and a filter, both as (height, width)."""

@@ -13,7 +13,7 @@ import weakref
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylegan2.ops import native
 from stylegan2.ops.bias_act import activation, bias_act
@@ -96,14 +96,39 @@ def _is_one_pass(
     padding: int,
     resample_filter: Tensor,
 ) -> bool:
-    """Whether nothing needs gradients, the kernel knows all of it, and it pays."""
+    """Whether nothing needs gradients, the kernel knows all of it, and it pays.
+
+    The kernel gets addresses alone: what does not fit goes to the parts, which say so.
+    """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (styles, noise, bias)):
         return False
     if finish.act not in _ONE_PASS or finish.gain <= 0 or padding != 1 or up not in (1, 2):
         return False
     if up == 2 and tuple(resample_filter.shape) != _FOUR_TAPS:
         return False
-    return styles.shape == x.shape[:2] and takes_styled(x, weight)
+    if x.ndim != 4 or weight.ndim != 4 or styles.shape != x.shape[:2] or bias.shape != weight.shape[:1]:
+        return False
+    if noise is not None and not (_is_plain(noise) and _is_noise(noise, x, up)):
+        return False
+    return _is_plain(styles) and _is_plain(bias) and takes_styled(x, weight)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether its numbers are those in memory of the CPU."""
+    kind = type(t)
+    return (
+        (kind is Tensor or kind is nn.Parameter)
+        and t.device.type == "cpu"
+        and t.layout is torch.strided
+        and not t.is_neg()
+    )
+
+
+def _is_noise(noise: Tensor, x: Tensor, up: int) -> bool:
+    """Whether it is of one channel, for all images of x or for each."""
+    size = (up * x.shape[2], up * x.shape[3])
+    shape = tuple(noise.shape)
+    return shape in (size, (1, 1, *size), (x.shape[0], 1, *size))
 
 
 def _in_one_pass(
@@ -120,7 +145,7 @@ def _in_one_pass(
     batch, _, height, width = x.shape
     size = (up * height, up * width)
     if noise is not None:
-        noise = noise.to(x.dtype).expand(*noise.shape[:-2], *size).contiguous()
+        noise = noise.to(x.dtype).contiguous()
     arguments = _arguments(
         *(batch, weight.shape[1], weight.shape[0], height, width),
         *(activation(finish.act).alpha if finish.act == "lrelu" else 1.0, finish.gain),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.ops import fir_reference, library
-from stylegan2.ops.resampling import Sampling
+from stylegan2.ops.resampling import MOST_FACTOR, MOST_PADDING, Sampling
 from stylegan2.ops.selection import runs_compiled
 
 Pair = int | Sequence[int]  # n, or (x, y)
@@ -105,9 +105,11 @@ def upfirdn2d(
     Args:
         x: Images, ``[N, C, H, W]``, floating point.
         f: Filter from ``setup_filter``: ``[h, w]``, or ``[taps]`` applied along both axes, or None for the
-            identity. It is a constant: no gradient flows to it.
-        up: Up-sampling factor, int or (x, y).
-        down: Down-sampling factor, int or (x, y).
+            identity. It is a constant: no gradient flows to it. With the compiled operations the taps are
+            finite, and those of a filter on a GPU are read once: a change in place is noticed unless it is
+            made through ``f.data`` or another library (on a CPU: always noticed).
+        up: Up-sampling factor, int or (x, y), at most 2¹⁶.
+        down: Down-sampling factor, int or (x, y), at most 2¹⁶.
         padding: Offsets p, in pixels of the ``up`` times finer grid: int, (x, y) or (left, right, top,
             bottom).
         flip_filter: True: take ``f`` as already reversed, which makes the sum a correlation with ``f``.
@@ -117,11 +119,12 @@ def upfirdn2d(
         ``[N, C, (H·up + top + bottom − h)//down + 1, (W·up + left + right − w)//down + 1]``, dtype of ``x``.
 
     Raises:
-        StyleGAN2Error: A malformed argument, or a filter larger than the padded image.
+        StyleGAN2Error: A malformed argument, a filter larger than the padded image, or (compiled) infinite
+            or NaN taps.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise StyleGAN2Error(f"x: got {x.dtype} of shape {tuple(x.shape)}, expected floats [N, C, H, W]")
-    if f is not None and (f.ndim not in (1, 2) or f.requires_grad):
+    if f is not None and (f.ndim not in (1, 2) or f.numel() == 0 or f.requires_grad):
         raise StyleGAN2Error(
             f"f: got shape {tuple(f.shape)}, requires_grad={f.requires_grad}; "
             "expected a constant [taps] or [h, w]"
@@ -192,11 +195,16 @@ def parse_padding(padding: Padding) -> tuple[int, int, int, int]:
     """Writes a padding in full, as (left, right, top, bottom).
 
     Raises:
-        StyleGAN2Error: It is not an int, (x, y) or (left, right, top, bottom).
+        StyleGAN2Error: It is not an int, (x, y) or (left, right, top, bottom), or beyond ±2³⁰.
     """
     values = [padding] if isinstance(padding, int) else list(padding)
-    if len(values) not in (1, 2, 4) or not all(isinstance(value, int) for value in values):
-        raise StyleGAN2Error(f"padding: got {padding!r}, expected an int, (x, y) or (x0, x1, y0, y1)")
+    if len(values) not in (1, 2, 4) or not all(
+        isinstance(value, int) and -MOST_PADDING <= value <= MOST_PADDING for value in values
+    ):
+        raise StyleGAN2Error(
+            f"padding: got {padding!r}, expected an int, (x, y) or (x0, x1, y0, y1) "
+            f"of numbers from {-MOST_PADDING} to {MOST_PADDING}"
+        )
     if len(values) == 4:
         return values[0], values[1], values[2], values[3]
     return values[0], values[0], values[-1], values[-1]
@@ -227,6 +235,8 @@ def downsampling_padding(f: Tensor | None, down: tuple[int, int]) -> tuple[int, 
 
 def _factors(name: str, value: Pair) -> tuple[int, int]:
     pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or not all(isinstance(factor, int) and factor >= 1 for factor in pair):
-        raise StyleGAN2Error(f"{name}: got {value!r}, expected an int ≥ 1 or a pair (x, y) of them")
+    if len(pair) != 2 or not all(isinstance(factor, int) and 1 <= factor <= MOST_FACTOR for factor in pair):
+        raise StyleGAN2Error(
+            f"{name}: got {value!r}, expected an int from 1 to {MOST_FACTOR} or a pair (x, y) of them"
+        )
     return pair[0], pair[1]

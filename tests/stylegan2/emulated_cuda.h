@@ -121,16 +121,24 @@ inline cudaError_t cudaGetLastError() {
     return error;
 }
 inline const char* cudaGetErrorString(cudaError_t) { return "error of the emulation"; }
+// Of tests: whether copies fail, and how many blocks of memory are in use.
+extern "C" {
+__attribute__((visibility("default"))) inline int emulated_copies_fail = 0;
+__attribute__((visibility("default"))) inline int emulated_blocks = 0;
+}
 inline cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) {
     *memory = std::malloc(bytes);
+    ++emulated_blocks;
     return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+    if (emulated_copies_fail) return cudaErrorLaunchFailure;
     std::memcpy(to, from, bytes);
     return cudaSuccess;
 }
 inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
     std::free(memory);
+    --emulated_blocks;
     return cudaSuccess;
 }
 

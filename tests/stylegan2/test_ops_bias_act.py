@@ -42,6 +42,7 @@ def test_last_dimension_counted_from_the_end():
         ({"b": torch.zeros(3, 1)}, "b: got shape"),
         ({"dim": 2}, "dim: got 2"),
         ({"clamp": -1}, "clamp: got -1"),
+        ({"clamp": float("nan")}, "clamp: got nan"),
     ],
 )
 def test_bad_arguments(options, message):

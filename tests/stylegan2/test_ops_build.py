@@ -212,12 +212,13 @@ def test_what_is_used_stays(quick, tmp_path):
 @given(st.lists(st.integers(0, 90), max_size=8))
 def test_which_builds_stay(quick, tmp_path_factory, ages):
     folder = tmp_path_factory.mktemp("ops")
+    ages = [days + 0.005 + 0.01 * i for i, days in enumerate(ages)]  # distinct, none of them at the limit
     for i, days in enumerate(ages):
-        make(folder, f"cpu-{i}", days + 0.01 * i)
+        make(folder, f"cpu-{i}", days)
     make(folder, quick.name, 0)
     build._prune(quick, folder)
-    order = sorted(range(len(ages)), key=lambda i: ages[i] + 0.01 * i)
-    expected = {i for i in order if ages[i] + 0.01 * i <= build.UNUSED_DAYS}
+    order = sorted(range(len(ages)), key=lambda i: ages[i])
+    expected = {i for i in order if ages[i] <= build.UNUSED_DAYS}
     expected |= set(order[: build.KEPT_BUILDS - 1])  # the new one is one of them
     assert {path.name for path in folder.iterdir()} == {quick.name, *(f"cpu-{i}" for i in expected)}
 

@@ -1,5 +1,6 @@
 """The compiled operations against the reference, for any shape, layout, type; and as torch sees them."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
@@ -144,6 +145,26 @@ def test_types(dtype, tolerance, layout):
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("clamp", [None, 1.0])
+@pytest.mark.parametrize("act", sorted(ACTIVATIONS))
+def test_nan_and_infinity_are_the_references(act, clamp):
+    """Values and first gradients; 40 of each, so that vectors and what is left over see them."""
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1e30, -1e30, 100.0, -100.0])
+    x = special.repeat_interleave(40)[None].requires_grad_()
+
+    def function():
+        y = bias_act(x, act=act, clamp=clamp)
+        return y.detach(), torch.autograd.grad(y.sum(), x)[0]
+
+    actual = function()
+    with ops.use("reference"):
+        expected = function()
+    if act in ("elu", "selu"):  # torch's vectors give NaN, what is left over 1
+        expected[1][x.isnan()] = torch.nan
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (0, 0, 1, 1)])
 def test_empty_batches(shape):
     x = torch.zeros(shape, requires_grad=True)
@@ -206,6 +227,22 @@ def test_a_changed_filter_is_read_again():
         assert upfirdn2d(x, inference).sum() == 16
         inference.mul_(5)
         assert upfirdn2d(x, inference).sum() == 80
+
+
+@pytest.mark.parametrize("taps", [(4,), (2, 3)])
+def test_a_filter_changed_behind_the_back_of_pytorch_is_read_again(taps):
+    """As `f.data`, and memory shared with NumPy; every single tap counts."""
+    x = torch.randn(1, 2, 6, 6)
+    numbers = np.ones(taps, dtype=np.float32)
+    f = torch.from_numpy(numbers)
+    upfirdn2d(x, f, padding=2)
+    for i in range(f.numel()):
+        f.data.view(-1)[i] = 3.0 + i
+        assert torch.equal(upfirdn2d(x, f, padding=2), upfirdn2d(x, f.clone(), padding=2))
+        numbers.reshape(-1)[i] = -1
+        assert torch.equal(upfirdn2d(x, f, padding=2), upfirdn2d(x, f.clone(), padding=2))
+    f.data = f.data.double()
+    assert torch.equal(upfirdn2d(x, f, padding=2), upfirdn2d(x, f.clone(), padding=2))
 
 
 def test_a_backward_pass_uses_the_filter_of_its_forward_pass():
@@ -357,11 +394,11 @@ def test_autocast_keeps_the_type(implementation, dtype):
 
 
 def test_errors_of_the_library_are_explained():
-    library = native.load("cpu")
+    cpu = native.load("cpu")
     arguments = native.bias_act_arguments(1, 0, 1, 0.2, 1.0, -1.0, 99, 0, 0, 1)
-    code = library.bias_act(native.ctypes.addressof(arguments), None, None, None, None, None, None)
+    code = cpu.bias_act(native.ctypes.addressof(arguments), None, None, None, None, None, None)
     with pytest.raises(StyleGAN2Error, match="bias_act of the cpu kernels: unknown element type"):
-        library.raise_error("bias_act", code)
+        cpu.raise_error("bias_act", code)
 
 
 def test_infinite_taps_are_refused():

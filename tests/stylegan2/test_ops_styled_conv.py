@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.networks.generator import Generator, StyledConv2d
-from stylegan2.ops import native, selection, styled_conv
+from stylegan2.ops import native, selection, selftest, styled_conv
 from stylegan2.ops.bias_act import bias_act
 from stylegan2.ops.modulated_conv import modulated_conv2d
 from stylegan2.ops.styled_conv import Finish, styled_conv2d
@@ -103,8 +103,9 @@ def test_one_pass_equals_its_parts(calls, n, c_in, c_out, height, width, up, noi
         torch.set_num_threads(before)
     assert calls == [up]
     exact = in_parts(values, finish, up)
+    largest = in_parts(values, finish._replace(clamp=None), up).abs().max()  # what Winograd's error goes with
     assert actual.shape == exact.shape
-    assert deviation(actual.double(), exact) < TOLERANCE
+    assert (actual.double() - exact).abs().max() < TOLERANCE * largest
 
 
 @torch.no_grad()
@@ -209,6 +210,44 @@ def test_wrong_shapes_are_named(always_winograd):
         layer(values)
 
 
+@pytest.mark.parametrize("shape", [[1], [4], [5, 1]])
+@torch.no_grad()
+def test_a_bias_of_another_length_is_refused(calls, shape):
+    values = as_floats(tensors())
+    values[4] = torch.ones(shape)
+    with pytest.raises(StyleGAN2Error, match="b: got shape"):
+        layer(values)
+    assert calls == []
+
+
+@pytest.mark.parametrize("up", [1, 2])
+@torch.no_grad()
+def test_noise_of_any_other_shape_is_left_to_the_parts(calls, up):
+    values = as_floats(tensors(3, up=up, noise="none"))
+    height, width = 6 * up, 7 * up
+    for shape in ([1, 1], [height, 1], [1, height, width], [3, 5, height, width], [1, 5, 1, 1]):
+        values[3] = torch.randn(shape)
+        assert deviation(layer(values, up=up).double(), in_parts(values, up=up)) < TOLERANCE
+    assert calls == []
+    for shape in ([2, 1, height, width], [height + 1, width]):
+        values[3] = torch.randn(shape)
+        with pytest.raises(RuntimeError, match="must match"):
+            layer(values, up=up)
+    for shape in ([height, width], [1, 1, height, width], [3, 1, height, width]):
+        values[3] = torch.randn(shape)
+        assert deviation(layer(values, up=up).double(), in_parts(values, up=up)) < TOLERANCE
+    assert calls == [up] * 3
+
+
+@torch.no_grad()
+def test_negated_views_are_read_with_their_signs(calls):
+    values = as_floats(tensors())
+    for i in range(5):
+        negated = list(values)
+        negated[i] = torch._neg_view(-values[i])
+        assert deviation(layer(negated), layer(values)) < TOLERANCE
+
+
 @pytest.mark.parametrize("noise_mode", ["const", "random", "none"])
 def test_a_generator_draws_the_same_image_with_and_without(calls, noise_mode):
     torch.manual_seed(0)
@@ -270,6 +309,32 @@ def test_large_layers_are_not_kept(calls, monkeypatch):
     values = as_floats(tensors())
     assert torch.equal(layer(values), layer(values))
     assert styled_conv._known == {}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# The self-test
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_self_test_covers_layers_in_one_pass(calls, monkeypatch):
+    found = selftest._compare_styled()
+    assert found.passed and found.errors[0] > 0
+    assert calls == [1, 2]
+    right = styled_conv._in_one_pass
+    monkeypatch.setattr(styled_conv, "_in_one_pass", lambda *args: right(*args) * 1.001)
+    assert not selftest._compare_styled().passed
+
+
+def test_all_that_is_compared_is_timed(calls, monkeypatch):
+    """`stylegan2 doctor` shows both side by side."""
+    monkeypatch.setattr(selftest, "_TIMED_SHAPE", (1, 2, 8, 8))
+    monkeypatch.setattr(selftest, "_REPETITIONS", 1)
+    names = {found.operation for found in selftest.compare("cpu")}
+    assert names == {"bias_act", "upfirdn2d", "convolution", "styled_conv"}
+    calls.clear()
+    ratios = selftest.speed_ratios("cpu")
+    assert set(ratios) == names and min(ratios.values()) > 0
+    assert calls == [1] * 2  # one to know the shape, one that counts
 
 
 # ----------------------------------------------------------------------------------------------------------

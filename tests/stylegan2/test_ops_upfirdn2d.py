@@ -98,6 +98,10 @@ def test_setup_filter_shapes():
     ("options", "message"),
     [
         ({"up": 0}, "up: got 0"),
+        ({"up": 2**32 + 1}, "up: got 4294967297, expected an int from 1 to 65536"),
+        ({"down": (1, 2**16 + 1)}, "down: got"),
+        ({"padding": 2**32 + 4}, "padding: got 4294967300"),
+        ({"padding": (0, -(2**30) - 1)}, "padding: got"),
         ({"down": (1, 2, 3)}, "down: got"),
         ({"padding": (1, 2, 3)}, "padding: got"),
         ({"padding": -8}, "crops away"),
@@ -105,6 +109,7 @@ def test_setup_filter_shapes():
         ({"x": torch.zeros(8, 8)}, "x: got"),
         ({"x": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}, "x: got"),
         ({"f": torch.ones(1, 1, 1)}, "f: got"),
+        ({"f": torch.ones(0)}, "f: got"),
         ({"f": torch.ones(2, 2, requires_grad=True)}, "f: got"),
     ],
 )

@@ -65,7 +65,10 @@ def with_spread(rows: dict[str, list[float]], digits: int) -> list[str]:
 
 def pixel_table(title: str, evaluations: tuple[Path, ...], file: str) -> str:
     """All pixels pooled, and F1 as the mean of images."""
-    head = [f"| {title} | " + " | ".join(FIGURES) + " | f1, mean of images |", "|---" * (len(FIGURES) + 2) + "|"]
+    head = [
+        f"| {title} | " + " | ".join(FIGURES) + " | f1, mean of images |",
+        "|---" * (len(FIGURES) + 2) + "|",
+    ]
     rows = {}
     for folder in evaluations:
         found = load(folder, file)
@@ -80,7 +83,9 @@ def shape_table(evaluations: tuple[Path, ...]) -> str:
     rows = {}
     for folder in evaluations:
         found = load(folder, "topology.json")
-        rows[folder.name] = [found["mean"][name] for name in SHAPES] + [found["pooled"][name] for name in CALIBRES]
+        rows[folder.name] = [found["mean"][name] for name in SHAPES] + [
+            found["pooled"][name] for name in CALIBRES
+        ]
     return "\n".join(head + with_spread(rows, 3))
 
 
@@ -104,7 +109,10 @@ def consistency(folder: Path) -> str:
     except ImportError:
         return "mlscorecheck is not installed: consistency not tested."
     lines = ["| mlscorecheck, four decimals | mean of scores | score of means |", "|---|---|---|"]
-    for title, file, region in (("field of view", "metrics.json", "fov"), ("full frame", "full_frame.json", "all")):
+    for title, file, region in (
+        ("field of view", "metrics.json", "fov"),
+        ("full frame", "full_frame.json", "all"),
+    ):
         verdicts = []
         for average, aggregation in (("mean", "mos"), ("pooled", "som")):
             found = load(folder, file)[average]
@@ -124,7 +132,9 @@ def draw_masks(folder: Path) -> None:
     threshold = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["threshold"]
     pictures = []
     for identity in (ranked[-1], ranked[len(ranked) // 2], ranked[0]):
-        marked = (read_probability(folder / "predictions" / f"{identity}.png") >= threshold).astype(np.uint8) * 255
+        marked = (read_probability(folder / "predictions" / f"{identity}.png") >= threshold).astype(
+            np.uint8
+        ) * 255
         size = (marked.shape[1] // 2, marked.shape[0] // 2)
         pictures.append(cv2.resize(marked, size, interpolation=cv2.INTER_AREA))
     write_png(HERE / "masks.png", np.repeat(np.concatenate(pictures, axis=1)[:, :, None], 3, axis=2))
