@@ -3,7 +3,7 @@
     vesselforge evaluate -m SEED0/models/base --dataset drive --data data/raw/drive -o eval0   # and so on
     python docs/results/drive-base/summary.py eval0 eval1 … --model SEED0/models/base --model …
 
-Writes tables.md, curves.svg and masks.png beside this file. Neither photographs nor labels of DRIVE are shown:
+Writes tables.md, curves.svg and masks.png beside this file. Photographs and labels of DRIVE are not shown:
 they may not be redistributed. With `pip install mlscorecheck` the figures are also tested for consistency.
 """
 
@@ -103,7 +103,7 @@ def intervals(folder: Path) -> str:
 
 
 def consistency(folder: Path) -> str:
-    """Let mlscorecheck judge whether the figures can come from DRIVE's test images under a stated protocol."""
+    """Let mlscorecheck judge whether DRIVE's test images can give such figures."""
     try:
         from mlscorecheck.check.bundles.retina import check_drive_vessel_aggregated
     except ImportError:
