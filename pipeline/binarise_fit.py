@@ -104,19 +104,23 @@ def candidates(threshold: float, *, fixed: bool) -> list[Binarisation]:
     ]
 
 
-def fit_binarisation(maps: Sequence[LabelledMap], threshold: float, *, fixed: bool) -> Binarisation:
+def fit_binarisation(maps: Sequence[LabelledMap], threshold: float, *, fixed: bool) -> Binarisation | None:
     """Choose among `candidates` by the criterion of this module.
 
     Args:
         maps: validation images, both classes present; pixels and centrelines of all are pooled.
         threshold: see `candidates`.
         fixed: see `candidates`.
+
+    Returns:
+        None where nothing is better than the threshold alone.
     """
     settings = candidates(threshold, fixed=fixed)
     f1 = rates.f1(_pooled_confusions(maps, settings))
     eligible = [settings[index] for index in np.flatnonzero(f1 >= f1.max() - F1_TOLERANCE)]
     cldice = [float(topology.cldice(_shapes(maps, setting).sum(axis=0))) for setting in eligible]
-    return eligible[int(np.argmax(cldice))]  # the first among equals
+    chosen = eligible[int(np.argmax(cldice))]  # the first among equals
+    return None if chosen.is_plain and chosen.threshold == threshold else chosen
 
 
 def tabulate(maps: Sequence[LabelledMap], settings: Sequence[Binarisation]) -> pd.DataFrame:

@@ -5,9 +5,11 @@
 `average` says how images are put together: `pooled` counts all pixels as one picture, `mean` is the mean of
 the images' own figures. A figure that no test image has (recall of thick vessels where there are none) is
 left out; where only some images have it, the draws are of these (a draw of the others has no such recall).
+A figure of a single image has no interval: `low` and `high` are empty in the file, NaN in the table.
 Equal seeds give every model the same draws.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,9 @@ from pipeline.metrics.pooling import pooled_auc, pooled_average_precision
 from pipeline.metrics.rates import RATES
 
 COLUMNS = ("model", "region", "average", "figure", "value", "low", "high")
+
+FEW_IMAGES = 8
+"""Intervals over fewer images are too short: so few do not show how far images differ."""
 
 HEADLINES: Mapping[str, Sequence[tuple[str, str]]] = {
     "topology": (
@@ -87,7 +92,8 @@ def headlines(table: pd.DataFrame, region: str) -> dict[str, dict[str, dict[str,
         region: one of its regions.
 
     Returns:
-        Folder → {average: {figure: value, figure_lo: …, figure_hi: …}}, rounded to six decimals.
+        Folder → {average: {figure: value, figure_lo: …, figure_hi: …}}, rounded to six decimals; without
+        figure_lo and figure_hi where there is no interval.
     """
     rows = table[table["region"] == region]
     names = list(zip(rows["average"], rows["figure"], strict=True))
@@ -97,7 +103,8 @@ def headlines(table: pd.DataFrame, region: str) -> dict[str, dict[str, dict[str,
         for average, figure in figures:
             if (average, figure) in bounds:
                 keys = (figure, f"{figure}_lo", f"{figure}_hi")
-                found = dict(zip(keys, bounds[average, figure], strict=True))
+                numbers = zip(keys, bounds[average, figure], strict=True)
+                found = {key: number for key, number in numbers if not math.isnan(number)}
                 files[folder].setdefault(average, {}).update(found)
     return files
 
@@ -136,7 +143,7 @@ def figure_cells(
         decimals: of the numbers.
 
     Returns:
-        (`–`, ``) where no image has the figure.
+        (`–`, ``) where no image has the figure, (`0.763`, ``) where it has no interval.
 
     Raises:
         UserError: when the table knows nothing of a model.
@@ -145,14 +152,17 @@ def figure_cells(
     if missing:
         raise UserError(f"intervals.csv has no row for model {missing[0]!r}; run `evaluate` again")
     wanted = table[(table["region"] == region) & (table["average"] == average) & (table["figure"] == figure)]
-    numbers = {
-        model: [f"{number:.{decimals}f}" for number in bounds]
-        for model, bounds in zip(wanted["model"], wanted[["value", "low", "high"]].to_numpy(), strict=True)
+    cells = {
+        model: (f"{value:.{decimals}f}", _bounds(low, high, decimals))
+        for model, (value, low, high) in zip(
+            wanted["model"], wanted[["value", "low", "high"]].to_numpy(), strict=True
+        )
     }
-    return [
-        (numbers[model][0], f"[{numbers[model][1]}, {numbers[model][2]}]") if model in numbers else ("–", "")
-        for model in models
-    ]
+    return [cells.get(model, ("–", "")) for model in models]
+
+
+def _bounds(low: float, high: float, decimals: int) -> str:
+    return "" if math.isnan(low) else f"[{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _statistics(scores: Sequence[ImageScore]) -> list[tuple[str, str, int, Statistic]]:

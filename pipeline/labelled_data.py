@@ -4,12 +4,13 @@ Raw datasets are verified like those of the stage `prepare` and copied, for as l
 layout of prepared data: scores do not depend on which of the two an image came from.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Literal, TypeVar
 
 from pipeline.checks import read_item, verify
@@ -67,13 +68,18 @@ def open_labelled(dataset: str, folder: Path, split: SplitName | None = None) ->
             known to prepared data only.
 
     Raises:
-        UserError: with every problem of the images asked for, or because there are none.
+        UserError: with every problem of the images asked for, or because there are none; or TMPDIR names no
+            place for copies.
     """
     if dataset == PREPARED:
         yield _read_prepared(folder, split)
         return
     reader = RAW_READERS[dataset]
-    with open_raw(folder, reader.layout) as raw, TemporaryDirectory(prefix="vesselforge-") as copy:
+    place = _place_for_copies()
+    with (
+        open_raw(folder, reader.layout) as raw,
+        TemporaryDirectory(prefix="vesselforge-", dir=place) as copy,
+    ):
         problems = Problems(f"{folder}: not usable as {dataset}")
         items = reader.read(raw, problems)
         named = [("unlabelled" if item.vessels is None else item.split, item) for item in items]
@@ -88,6 +94,26 @@ def open_labelled(dataset: str, folder: Path, split: SplitName | None = None) ->
             unlabelled=sum(item.vessels is None for item in items),
             estimated=sum(item.fov is None for item in chosen),
         )
+
+
+def _place_for_copies() -> str | None:
+    """Give TMPDIR, or None where it is not set: `tempfile` alone would pass over one that is of no use.
+
+    Raises:
+        UserError: no file can be written there.
+    """
+    place = os.environ.get("TMPDIR")
+    if not place:
+        return None
+    try:
+        with TemporaryFile(dir=place, buffering=0) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR is {place}, where no file can be written ({error.strerror}); expected a folder with "
+            "room for a copy of the images; set another one, or none for the system's"
+        ) from error
+    return place
 
 
 def _read_prepared(folder: Path, split: SplitName | None) -> LabelledData:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from pipeline.binarise import Binarisation
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.frames import Resolution, Statistics, Views
 from pipeline.models.registry import Architecture, build_model
 from pipeline.schema import Strict
@@ -138,4 +138,41 @@ def parse_config(folder: Path, schema: type[Config]) -> Config:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{folder / CONFIG_FILE}: {error}; train the model again") from error
+        problems = Problems(
+            f"{folder / CONFIG_FILE}: not the config of a usable model; train the model again"
+        )
+        for message in _described(error, values):
+            problems.add(message)
+    problems.raise_if_any()
+    raise AssertionError("a ValidationError names at least one problem")
+
+
+def _described(error: ValidationError, values: dict[str, Any]) -> list[str]:
+    """Give one line per key: a union of types reports one error for each of its members."""
+    expected: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        key = _key(detail["loc"], values, missing=detail["type"] == "missing")
+        if detail["type"] == "missing":
+            message = "this key is missing"
+        elif detail["type"] == "extra_forbidden":
+            message = "unknown key"
+        else:
+            message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            if not isinstance(detail["input"], dict):  # a rule about a whole section names the keys itself
+                message = f"got {detail['input']!r}; {message}"
+        expected.setdefault(key, []).append(message)
+    return [f"{key}: {', or '.join(messages)}" for key, messages in expected.items()]
+
+
+def _key(location: tuple[int | str, ...], values: Any, *, missing: bool) -> str:
+    """Name a place in the file, without what pydantic adds to it: the tried member of a union."""
+    parts: list[str] = []
+    for part in location:
+        in_list = isinstance(values, list) and isinstance(part, int)
+        if not (in_list or (isinstance(values, dict) and part in values)):
+            break
+        parts.append(str(part))
+        values = values[part]
+    if missing:
+        parts.append(str(location[-1]))
+    return ".".join(parts)

@@ -14,24 +14,32 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target` that takes its place when the block ends without an error.
 
     What `target` held before is deleted then, and not touched before. After an error or an interruption
-    (Ctrl-C, SIGTERM) everything is as it was, except after SIGKILL, which leaves `.NAME.PID.partial`.
+    (Ctrl-C, SIGTERM) everything is as it was; both signals are ignored while the finished folder takes its
+    place and the old one is deleted, so that no interruption is reported of results that stand.
+
+    Beside `target` stay `.NAME.PID.partial` (unfinished results) after SIGKILL, and `.NAME.PID.replaced`
+    (what `target` held) after SIGKILL in the last moments or where the file system refuses to delete it;
+    where there is no `target` beside that one, it is to be named so again.
 
     Args:
         target: a folder, a link to one, or nothing yet; folders above it are created.
 
     Raises:
         OSError: a folder cannot be written.
-        KeyboardInterrupt: also on SIGTERM.
+        KeyboardInterrupt: on Ctrl-C, and on SIGTERM.
     """
     target = target.resolve()
     staged, old = (
         target.with_name(f".{target.name}.{os.getpid()}.{state}") for state in ("partial", "replaced")
     )
     created = [folder for folder in target.parents if not folder.exists()]  # innermost first
-    handler = signal.signal(signal.SIGTERM, _interrupt)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         staged.mkdir(parents=True)
         yield staged
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)
         _swap(staged, target, old)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
@@ -40,7 +48,8 @@ def new_folder(target: Path) -> Iterator[Path]:
                 folder.rmdir()
         raise
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _swap(staged: Path, target: Path, old: Path) -> None:

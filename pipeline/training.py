@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline.augment import make_example
 from pipeline.binarise import Binarisation
-from pipeline.errors import UserError
+from pipeline.errors import Problems, UserError
 from pipeline.frames import Statistics, network_input, pad_together
 from pipeline.losses import segmentation_loss
 from pipeline.models.registry import build_model
@@ -154,11 +154,12 @@ def train_segmenter(
             when the epoch was validated; to watch, not to change it.
 
     Raises:
-        UserError: nothing to train on or to validate with, the loss is no longer finite, or the checkpoint
-            belongs to another run.
+        UserError: nothing to train on or to validate with, a warm-up that lasts a whole phase, the loss is no
+            longer finite, or the checkpoint belongs to another run.
     """
     execution = execution or Execution()
     schedule = _schedule(phases)
+    _check_warm_up(phases, params)
     check_validation(validation)
     checkpoint = CheckpointFile(
         execution.checkpoint_dir,
@@ -182,7 +183,7 @@ def train_segmenter(
                 score = None
                 if epoch.is_last_of_phase or epoch.number % params.validate_every == 0:
                     if not _is_finite(state.averaged):
-                        raise _diverged("weights are no longer finite", epoch)
+                        raise _diverged("weights are no longer finite", epoch, state)
                     score = validate(state.averaged, validation, statistics, params.loss)
                 row = _finish_epoch(state, epoch, train_loss, score)
                 checkpoint.keep(state.snapshot())
@@ -224,6 +225,25 @@ def _schedule(phases: Sequence[Phase]) -> list[_Epoch]:
     return schedule
 
 
+def _check_warm_up(phases: Sequence[Phase], params: SegmenterParams) -> None:
+    """Refuse phases that would end before they reach their learning rate."""
+    problems = Problems("the training cannot start")
+    for phase in phases:
+        steps = phase.epochs * _steps_per_epoch(phase, params)
+        if phase.epochs and phase.warmup_steps >= steps:
+            problems.add(
+                f"phase {phase.name} has {phase.warmup_steps} warmup_steps, and {steps} steps in all "
+                f"({phase.epochs} epochs of {steps // phase.epochs}); expected fewer warmup_steps than "
+                "steps: lower warmup_steps, or raise epochs"
+            )
+    problems.raise_if_any()
+
+
+def _steps_per_epoch(phase: Phase, params: SegmenterParams) -> int:
+    """Count the batches of an epoch, the last of which may be smaller."""
+    return -(-len(phase.frames) * params.examples_per_frame // params.batch_size)
+
+
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
     table.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
 
@@ -250,20 +270,16 @@ class _EpochTrainer:
         torch.manual_seed(_torch_seed(self.seed, _DROPBLOCK, epoch.number))
         self.state.network.train()
         total, shown = 0.0, 0
-        steps = self.steps_per_epoch(epoch.phase)
+        steps = _steps_per_epoch(epoch.phase, self.params)
         for step, (images, targets) in enumerate(self._batches(epoch), epoch.index * steps):
             for group in self.state.optimizer.param_groups:
                 group["lr"] = epoch.phase.rate(step, epoch.phase.epochs * steps)
             loss = self._step(images.to(self.execution.device), targets.to(self.execution.device))
             if not math.isfinite(loss):
-                raise _diverged(f"the loss became {loss}", epoch)
+                raise _diverged(f"the loss became {loss}", epoch, self.state)
             total += loss * len(images)
             shown += len(images)
         return total / shown
-
-    def steps_per_epoch(self, phase: Phase) -> int:
-        """Count the batches of an epoch, the last of which may be smaller."""
-        return -(-len(phase.frames) * self.params.examples_per_frame // self.params.batch_size)
 
     def _step(self, images: Tensor, targets: Tensor) -> float:
         state = self.state
@@ -357,11 +373,11 @@ def _is_finite(network: nn.Module) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def _diverged(what: str, epoch: _Epoch) -> UserError:
+def _diverged(what: str, epoch: _Epoch, state: TrainingState) -> UserError:
+    rate = state.optimizer.param_groups[0]["lr"]  # of the last step: within a phase it may rise and fall
     return UserError(
-        f"{what} in epoch {epoch.number} (phase {epoch.phase.name}, learning rate "
-        f"{epoch.phase.learning_rate:g}); expected finite numbers: lower the learning rate, or set "
-        "runtime.precision to float32"
+        f"{what} in epoch {epoch.number} (phase {epoch.phase.name}, learning rate {rate:g}); expected finite "
+        "numbers: lower the learning rate, or set runtime.precision to float32"
     )
 
 

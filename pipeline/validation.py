@@ -85,8 +85,9 @@ def choose_binarisation(
         views: what predictions are averaged over.
 
     Returns:
-        The cut for single pixels, and how masks are made; None where that is the cut alone. The threshold of
-        a fitted binarisation is that cut when it was named; else it is fitted as well and may lie above it.
+        The cut for single pixels, and how masks are made; None where that is the cut alone, also when the fit
+        found nothing better. The threshold of a fitted binarisation is that cut when it was named; else it is
+        fitted as well and may lie above it.
     """
     network.eval()
     if threshold != "validation" and postprocess == "none":

@@ -1,6 +1,6 @@
 """What the test set says about the method, in sentences that follow from the numbers alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,11 +100,15 @@ def unequal_training(reference: str, histories: Mapping[str, pd.DataFrame]) -> s
     others = [model for model, schedule in schedules.items() if schedule != schedules[reference]]
     if not others:
         return None
-    seen = "; ".join(f"“{model}” {describe(schedules[model])}" for model in (reference, *others))
+    told = describe(schedules[reference])
+    seen = [f"“{reference}” {told}"]
+    for model in others:
+        text = describe(schedules[model])
+        seen.append(f"“{model}” {text}{', with other rates in between' if text == told else ''}")
     return (
-        f"Not trained alike on the real images: {seen}. A difference may come from that and must not be put "
-        "down to the synthetic images. The control is retrain.order: [real]: retraining’s schedule on the "
-        "real images, without a synthetic one."
+        f"Not trained alike on the real images: {'; '.join(seen)}. A difference may come from that and "
+        "must not be put down to the synthetic images. The control is retrain.order: [real]: retraining’s "
+        "schedule on the real images, without a synthetic one."
     )
 
 
@@ -127,19 +131,52 @@ def unfinished_training(histories: Mapping[str, pd.DataFrame]) -> str | None:
     )
 
 
-def real_schedule(history: pd.DataFrame) -> tuple[tuple[int, float], ...]:
-    """Sum up the epochs that show real images: (epochs, learning rate) in order, equal rates joined."""
-    steps: list[tuple[int, float]] = []
+def real_schedule(history: pd.DataFrame) -> tuple[float, ...]:
+    """Give the learning rate of every epoch that shows real images, in order."""
     rates = history["learning_rate"][history["phase"].isin(REAL_PHASES)]
-    for rate in rates.astype(float).tolist():
-        epochs = steps.pop()[0] if steps and steps[-1][1] == rate else 0
-        steps.append((epochs + 1, rate))
-    return tuple(steps)
+    return tuple(rates.astype(float).tolist())
 
 
-def describe(schedule: tuple[tuple[int, float], ...]) -> str:
-    """Write a schedule as “80 epochs at 0.001 + 30 epochs at 0.0001”, or “no epoch”."""
-    return " + ".join(f"{epochs} epochs at {rate:g}" for epochs, rate in schedule) or "no epoch"
+def describe(schedule: Sequence[float]) -> str:
+    """Sum up the rates of epochs, in as many words for few epochs as for many.
+
+    Args:
+        schedule: one learning rate per epoch, in order.
+
+    Returns:
+        “80 epochs at 0.001 + 30 epochs at 0.0001”; “240 epochs, 0.002 falling to 1e-05” (or “rising”) where
+        at least three epochs in a row change their rate in one direction, to three digits; or “no epoch”.
+    """
+    parts = []
+    start = 0
+    while start < len(schedule):
+        end = _end_of_run(schedule, start)
+        first, last = schedule[start], schedule[end - 1]
+        if first == last:
+            parts.append(f"{end - start} epochs at {first:g}")
+        else:
+            way = "falling" if last < first else "rising"
+            parts.append(f"{end - start} epochs, {first:.3g} {way} to {last:.3g}")
+        start = end
+    return " + ".join(parts) or "no epoch"
+
+
+def _end_of_run(schedule: Sequence[float], start: int) -> int:
+    """Find where the epochs end that are told together with epoch `start`: one behind the last.
+
+    Equal rates go together. So do three or more that all fall or all rise, up to a rate that stays.
+    """
+    signs = np.sign(np.diff(schedule[start:]))
+    if not signs.size:
+        return start + 1
+    others = np.flatnonzero(signs != signs[0])
+    changes = int(others[0]) if others.size else signs.size
+    if signs[0] == 0:
+        return start + 1 + changes
+    # The last of the run may begin a stretch of equal rates, and then belongs to that.
+    stays = changes < signs.size and signs[changes] == 0
+    epochs = changes + (0 if stays else 1)
+    return start + (epochs if epochs >= 3 else 1)
 
 
 def model_rows(per_image: pd.DataFrame, model: str, region: str) -> pd.DataFrame:

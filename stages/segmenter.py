@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 import click
 from pydantic import Field, model_validator
 
-from pipeline.images import write_png
 from pipeline.model_folder import BestEpoch, ModelConfig, save_model
 from pipeline.prepared import load_samples
 from pipeline.schema import Strict
@@ -17,12 +16,11 @@ from pipeline.segmenter_params import SegmenterParams
 from pipeline.training import Execution, Phase, TrainedSegmenter, train_segmenter
 from pipeline.training_data import TrainingFrame, input_statistics, training_frames, validation_frames
 from stages.context import StageRun
-from stages.training_watch import TrainingWatch, example_predictions
+from stages.training_watch import TrainingWatch
 
 DEVELOPMENT = "data/prepared/development"
 HISTORY_FILE = "history.csv"
 VALIDATION_FILE = "validation.csv"
-EXAMPLES_FILE = "examples.png"
 LIVE_FOLDER = "live"  # below the private checkpoint folder
 _WATCHED_THRESHOLD = 0.5  # while the one to keep is still to be fitted
 
@@ -35,8 +33,8 @@ class TwoStepSchedule(Strict):
 
     Attributes:
         schedule: `steps`: one constant rate after another; `cosine`: the rate falls from `learning_rate` to
-            `final_learning_rate` over `epochs`, and `final_epochs` has to be 0.
-        warmup_steps: first optimiser steps, over which the rate rises from 0.
+            `final_learning_rate`, which must not be larger, over `epochs`, and `final_epochs` has to be 0.
+        warmup_steps: first optimiser steps of `epochs`, over which the rate rises from 0; not all of them.
         epochs, learning_rate: of the first step.
         final_epochs, final_learning_rate: of the second; 0 epochs leave it out.
         augment: whether the images are augmented.
@@ -51,14 +49,27 @@ class TwoStepSchedule(Strict):
     warmup_steps: Epochs = 0
 
     @model_validator(mode="after")
-    def _some_epochs(self) -> Self:
+    def _is_possible(self) -> Self:
+        problems = []
         if self.epochs + self.final_epochs == 0:
-            raise ValueError("epochs and final_epochs are both 0; expected at least one epoch")
+            problems.append("epochs and final_epochs are both 0; expected at least one epoch")
         if self.schedule == "cosine" and self.final_epochs:
-            raise ValueError(
+            problems.append(
                 f"schedule cosine with final_epochs {self.final_epochs}; expected final_epochs 0: the rate "
                 "falls to final_learning_rate within epochs"
             )
+        if self.schedule == "cosine" and self.final_learning_rate > self.learning_rate:
+            problems.append(
+                f"schedule cosine from learning_rate {self.learning_rate:g} to final_learning_rate "
+                f"{self.final_learning_rate:g}; expected a rate that falls: lower final_learning_rate"
+            )
+        if self.warmup_steps and not self.epochs:
+            problems.append(
+                f"warmup_steps {self.warmup_steps} with epochs 0; expected warmup_steps 0: final_epochs are "
+                "not warmed up"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     def phases(self, name: str, frames: Sequence[TrainingFrame], *, selectable: bool = True) -> list[Phase]:
@@ -135,10 +146,6 @@ def train_and_save(
     save_model(folder, trained.network, config)
     trained.write_history(folder / HISTORY_FILE)
     trained.write_validation(folder / VALIDATION_FILE)
-    examples = example_predictions(
-        trained.network, [frame.working for frame in validation], statistics, trained.threshold
-    )
-    write_png(folder / EXAMPLES_FILE, examples)
 
 
 def best_epoch(trained: TrainedSegmenter) -> BestEpoch:

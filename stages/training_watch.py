@@ -2,16 +2,18 @@
 
 Nothing here changes the training, and nothing of it is a result: the files are for people, and gone with the
 private folder they lie in once the training succeeds. They are rebuilt from the checkpoint's history after an
-interruption, so that the curves are whole.
+interruption, so that the curves are whole. Nothing is sent anywhere: these are photographs of people's eyes.
 """
 
+import contextlib
 import csv
 import datetime
 import json
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +46,8 @@ _GAP = 4
 _SECONDS_BETWEEN_LINES = 30.0
 _SECONDS_BETWEEN_REPORTS = 5.0  # dvclive's page reloads itself as often
 _REPORT_SHARE = 200  # a report is written again after so many times the seconds it took: at most 0.5%
+
+_OFFLINE = "DVC_STUDIO_OFFLINE"
 
 MaskKind = Literal["mixed", "all background", "all vessel"]
 
@@ -279,7 +283,7 @@ def _at_most(panel: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 class _Curves:
-    """dvclive, kept from everything but its own folder: no dvc.yaml, no experiment."""
+    """dvclive, kept from everything but its own folder: no dvc.yaml, no experiment, no DVC Studio."""
 
     def __init__(self, folder: Path) -> None:
         from dvclive import Live  # loads dvc: half a second that only a training has to spend
@@ -295,7 +299,12 @@ class _Curves:
         link.unlink(missing_ok=True)
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(Path("..", CURVES_FOLDER), target_is_directory=True)
-        self._live: Live = Live(dir=str(folder), report="html", dvcyaml=None, save_dvc_exp=False)
+        with _without_studio():
+            self._live: Live = Live(dir=str(folder), report="html", dvcyaml=None, save_dvc_exp=False)
+        # Sending happens in a thread of its own, which looks for a token again: skip every event as well.
+        skipped: set[str] | None = getattr(self._live, "_studio_events_to_skip", None)
+        if skipped is not None:
+            skipped |= {"start", "data", "done"}
         self._next = 0.0
 
     def add(self, row: HistoryRow) -> None:
@@ -324,6 +333,20 @@ class _Curves:
         self._live.sync()
 
 
+@contextlib.contextmanager
+def _without_studio() -> Iterator[None]:
+    """Switch DVC Studio off, whatever tokens environment and DVC's configuration hold."""
+    before = os.environ.get(_OFFLINE)
+    os.environ[_OFFLINE] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_OFFLINE]
+        else:
+            os.environ[_OFFLINE] = before
+
+
 class _Progress:
     """Lines of text for logs, where a bar would be noise."""
 
@@ -334,25 +357,32 @@ class _Progress:
         self._say = say
         self._clock = clock
         self._start = clock()
-        self._first: int | None = None  # epoch of this process
+        # Epoch of this process and its end: what it took holds start-up, and foretells nothing.
+        self._first: tuple[int, float] | None = None
         self._last_line: float | None = None
 
     def note(self, row: HistoryRow) -> None:
         """Say how far the training is, if it is time."""
-        if self._first is None:
-            self._first = row.epoch
         now, total = self._clock(), len(self._work)
+        if self._first is None:
+            self._first = (row.epoch, now)
         due = self._last_line is None or now - self._last_line >= _SECONDS_BETWEEN_LINES
         if self._say is None or row.validation_auc is None or not (due or row.epoch == total):
             return
         self._last_line = now
-        elapsed = now - self._start
-        done = sum(self._work[self._first - 1 : row.epoch])
-        left = elapsed * sum(self._work[row.epoch :]) / done
         self._say(
             f"epoch {row.epoch}/{total} ({row.phase}): loss {row.train_loss:.4f}, validation AUC "
-            f"{row.validation_auc:.4f}, {_duration(elapsed)} elapsed, {_duration(left)} left"
+            f"{row.validation_auc:.4f}, {_duration(now - self._start)} elapsed{self._left(row.epoch, now)}"
         )
+
+    def _left(self, epoch: int, now: float) -> str:
+        """Foresee the end from the epochs after the first one; empty while there is only that one."""
+        assert self._first is not None
+        first, end = self._first
+        done, rest = sum(self._work[first:epoch]), sum(self._work[epoch:])
+        if not rest:
+            return f", {_duration(0)} left"
+        return f", {_duration((now - end) * rest / done)} left" if done else ""
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.binarise import Binarisation
 from pipeline.images import read_probability, read_rgb, write_png
 from pipeline.overlay import comparison_overlay, with_legend
 from pipeline.prepared import load_samples
@@ -55,12 +56,14 @@ def masks(drawn: bool) -> NDArray[np.uint8]:
     }
     rows = []
     for model in MODELS:
-        threshold = json.loads(Path(f"models/{model}/config.json").read_text())["threshold"]
+        config = json.loads(Path(f"models/{model}/config.json").read_text())
+        fitted = config.get("binarisation") or {"threshold": config["threshold"]}
+        binarisation = Binarisation.model_validate(fitted)
         row = []
         for identity in chosen:
             frame = samples[identity].load()
             assert frame.vessels is not None, "split `test` holds labelled images"
-            marked = read_probability(Path(f"predictions/{model}/{identity}.png")) >= threshold
+            marked = binarisation.mask(read_probability(Path(f"predictions/{model}/{identity}.png")))
             if drawn:
                 picture = comparison_overlay(frame.image, marked, frame.vessels, frame.fov)
             else:

@@ -22,6 +22,7 @@ from pipeline.commands.parameters import (
     tile_option,
     unwritable,
     views_option,
+    views_warning,
 )
 from pipeline.errors import Problems, UserError
 
@@ -53,8 +54,12 @@ ROWS = (
     ("specificity", "specificity"),
     ("accuracy", "accuracy"),
     ("MCC", "mcc"),
-    ("clDice", "cldice"),
     ("recall, thin vessels", "thin_recall"),
+)
+MEAN_ROWS = (
+    ("clDice", "cldice", 4),
+    ("components per mask", "components", 1),
+    ("β0 error", "beta0_error", 1),
 )
 _SHOWN_IDS = 3
 
@@ -153,10 +158,12 @@ def _evaluate(request: Request, stack: ExitStack) -> None:
 
     keep_freed_memory()
     model, labelled = _checked(request, stack)
+    asked = views_warning(request.views, model.views, request.threshold)
     request = replace(request, views=request.views or model.views)
     provenance = training_images(request.model, Path.cwd())
     overlap = provenance.overlap(labelled.samples)
-    for warning in _warnings(overlap, len(labelled.samples)):
+    few = _few_images(len(labelled.samples))
+    for warning in (*_warnings(overlap, len(labelled.samples)), *asked, *few):
         click.echo(f"Warning: {warning}", err=True)
     draws = Draws(request.bootstrap_samples, request.seed)
     threshold = model.threshold if request.threshold is None else request.threshold
@@ -171,7 +178,7 @@ def _evaluate(request: Request, stack: ExitStack) -> None:
             threshold=threshold,
             binarisation=model.binarisation if request.threshold is None else None,
         )
-        _write(folder, scores, request, labelled, provenance)
+        _write(folder, scores, request, labelled, provenance, model.views)
     click.echo("\n".join(_report(scores, request, labelled, provenance)))
 
 
@@ -253,7 +260,12 @@ def _check_output(request: Request, problems: Problems) -> None:
 
 
 def _write(
-    folder: Path, scores: "Scores", request: Request, labelled: "LabelledData", provenance: "Provenance"
+    folder: Path,
+    scores: "Scores",
+    request: Request,
+    labelled: "LabelledData",
+    provenance: "Provenance",
+    model_views: "Views",
 ) -> None:
     from pipeline.evaluation import write_metrics, write_per_image
     from pipeline.intervals import write_intervals
@@ -275,6 +287,7 @@ def _write(
         "threshold_is_the_models_own": request.threshold is None,
         "binarisation": None if masks is None else masks.model_dump(),
         "views": request.views,
+        "model_views": model_views,
         "tile": request.tile_side,
         "bootstrap_samples": request.bootstrap_samples,
         "seed": request.seed,
@@ -300,6 +313,20 @@ def _warnings(overlap: "dict[Use, list[str]]", images: int) -> list[str]:
     ]
 
 
+def _few_images(images: int) -> list[str]:
+    """Say what intervals over so many images are worth, where that is little."""
+    from pipeline.intervals import FEW_IMAGES
+
+    if images == 1:
+        return ["only 1 image is scored: it says nothing about others, so no figure has an interval"]
+    if images < FEW_IMAGES:
+        return [
+            f"only {images} images are scored: 95% intervals over fewer than {FEW_IMAGES} images are too "
+            "short"
+        ]
+    return []
+
+
 def _report(
     scores: "Scores", request: Request, labelled: "LabelledData", provenance: "Provenance"
 ) -> list[str]:
@@ -316,7 +343,12 @@ def _report(
         "",
         *_table(scores, request.name),
         "",
-        f"Pooled: all pixels alike, with the 95% interval over {count}; mean: each image alike.",
+        "Pooled: all pixels alike; mean: each image alike. "
+        + (
+            f"In brackets: 95% interval over {count}."
+            if len(labelled.samples) > 1
+            else "No interval: 1 image."
+        ),
         f"Results in {request.output}",
     ]
 
@@ -354,7 +386,10 @@ def _training_data(provenance: "Provenance", labelled: "LabelledData") -> str:
 
 
 def _table(scores: "Scores", name: str) -> list[str]:
-    """Write the figures as aligned columns: pooled with its interval, and mean, in both regions."""
+    """Write the figures as aligned columns, in both regions: pooled [interval] and mean, then means alone.
+
+    The last rows, of figures that are no sums over pixels, are means over images with their intervals.
+    """
     from pipeline.evaluation import FIELD_OF_VIEW, FULL_FRAME
     from pipeline.intervals import figure_cells
 
@@ -364,9 +399,21 @@ def _table(scores: "Scores", name: str) -> list[str]:
         for region in (FIELD_OF_VIEW, FULL_FRAME):
             for average, width in (("pooled", 25), ("mean", 9)):
                 value, bounds = figure_cells(scores.intervals, [name], region, average, figure, 4)[0]
-                cells.append(f"{f'{value} {bounds}' if average == 'pooled' else value:{width}}")
+                text = _with_bounds(value, bounds) if average == "pooled" else value
+                cells.append(f"{text:{width}}")
         lines.append(f"{label:22}{''.join(cells)}")
+    lines += ["", f"{'':22}" + f"{'mean':34}" * 2]
+    for label, figure, decimals in MEAN_ROWS:
+        found = [
+            figure_cells(scores.intervals, [name], region, "mean", figure, decimals)[0]
+            for region in (FIELD_OF_VIEW, FULL_FRAME)
+        ]
+        lines.append(f"{label:22}" + "".join(f"{_with_bounds(*cell):34}" for cell in found))
     return [line.rstrip() for line in lines]
+
+
+def _with_bounds(value: str, bounds: str) -> str:
+    return value if value == "–" else f"{value} {bounds or '–'}"
 
 
 def _listed(names: Sequence[str]) -> str:

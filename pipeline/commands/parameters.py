@@ -38,7 +38,7 @@ def model_option(**settings: Any) -> Decorator:
 
 threshold_option: Decorator = click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
     callback=refuse_nan,
     help="Vessel where probability ≥ this, and nowhere else [the model's own way to make masks].",
 )
@@ -94,6 +94,22 @@ def gathering(problems: Problems) -> Iterator[None]:
         yield
     except UserError as error:
         problems.add(str(error).replace("\n", "\n  "))
+
+
+def views_warning(asked: str | None, own: str, threshold: float | None) -> list[str]:
+    """Warn, in one line or none, when masks are made in a way that was fitted to other views.
+
+    Args:
+        asked: --views, None where it was not given.
+        own: the model's views, see `ModelConfig.views`.
+        threshold: --threshold, which replaces what was fitted.
+    """
+    if asked is None or asked == own or threshold is not None:
+        return []
+    return [
+        f"the model's way to make masks was fitted to views {own}, and is used with views {asked}, whose "
+        f"probabilities are spread otherwise: leave out --views, or train with segmenter.views: {asked}"
+    ]
 
 
 def unwritable(error: OSError, output: Path) -> str:

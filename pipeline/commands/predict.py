@@ -17,6 +17,7 @@ from pipeline.commands.parameters import (
     tile_option,
     unwritable,
     views_option,
+    views_warning,
 )
 from pipeline.errors import Problems, UserError
 
@@ -85,6 +86,8 @@ def _predict(
     check_tile(tile)
     keep_freed_memory()
     predictor = Predictor.from_folder(model, select_device(device, threads))
+    for warning in views_warning(views, predictor.views, threshold):
+        click.echo(f"Warning: {warning}", err=True)
     cut = predictor.threshold if threshold is None else threshold
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ the multiplicities of a draw give the figure of the draw, and one image left out
 of pooled pixels and means over images differ in that function alone.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -32,7 +33,10 @@ Statistic = Callable[[Weights], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the bounds of its 95% bootstrap interval, bias-corrected and accelerated."""
+    """A figure with the bounds of its 95% bootstrap interval, bias-corrected and accelerated.
+
+    Both bounds are NaN where there is no interval: one image says nothing about others.
+    """
 
     value: float
     low: float
@@ -97,11 +101,14 @@ def interval(statistic: Statistic, weights: Weights) -> Interval:
     Args:
         statistic: the figure; 0 where it is undefined, as all of `pipeline.metrics.rates` are.
         weights: float64 [samples, images], see `draw_weights`.
+
+    Returns:
+        Bounds NaN for a single image.
     """
     images = weights.shape[-1]
     value = float(statistic(np.ones(images)))
     if images == 1:  # every draw is the one image, and without it there is none
-        return Interval(value, value, value)
+        return Interval(value, math.nan, math.nan)
     return _interval(value, statistic(weights), statistic(1 - np.eye(images)))
 
 

@@ -105,11 +105,16 @@ def test_the_same_draws_give_the_same_as_f1_difference():
     assert interval(of_pooled(rates.f1, counts), draw_weights(draws)) == named
 
 
-def test_a_constant_has_no_width_and_one_image_neither():
+def test_a_constant_has_no_width():
     got = interval(of_mean(np.full(8, 0.7)), draw_weights(draw_images(8, 100, 0)))
     assert (got.low, got.high) == pytest.approx((0.7, 0.7))
+
+
+def test_one_image_has_no_interval_and_two_have_one():
     got = interval(of_mean(np.array([3.0])), draw_weights(draw_images(1, 100, 0)))
-    assert (got.value, got.low, got.high) == (3, 3, 3)
+    assert got.value == 3 and np.isnan([got.low, got.high]).all()
+    got = interval(of_mean(np.array([3.0, 5.0])), draw_weights(draw_images(2, 100, 0)))
+    assert (got.value, got.low, got.high) == (4, 3, 5)
 
 
 def test_about_95_of_100_intervals_hold_the_true_figure():

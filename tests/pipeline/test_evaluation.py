@@ -25,7 +25,7 @@ from pipeline.metrics import topology
 from pipeline.metrics.pixel import METRIC_NAMES, Confusion
 from pipeline.metrics.topology import TopologyCounts, TruthShape
 from pipeline.prepared import Entry, Frame, load_samples, write_prepared
-from pipeline.verdict import compare, unequal_training, unfinished_training
+from pipeline.verdict import compare, describe, unequal_training, unfinished_training
 
 
 def frame(number, vessels=True):
@@ -366,6 +366,41 @@ def test_unequal_training_on_real_images_is_said(retrained, says):
     assert "“base” 8 epochs at 0.001 + 3 epochs at 0.0001;" in note
     assert says in note
     assert "retrain.order: [real]" in note
+
+
+def cosine(epochs: int, high: float, low: float) -> list[float]:
+    """Rates as a history holds them: of the last of four steps of each epoch."""
+    done = (np.arange(1, epochs + 1) - 0.25) / epochs
+    return (low + 0.5 * (high - low) * (1 + np.cos(np.pi * done))).tolist()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        ([1e-3] * 80 + [1e-4] * 30, "80 epochs at 0.001 + 30 epochs at 0.0001"),
+        ([1e-3, 1e-4], "1 epochs at 0.001 + 1 epochs at 0.0001"),
+        (cosine(240, 2e-3, 1e-5), "240 epochs, 0.002 falling to 1e-05"),
+        (
+            [4e-4, 8e-4, 12e-4, *cosine(100, 2e-3, 1e-5)],
+            "4 epochs, 0.0004 rising to 0.002 + 99 epochs, 0.002 falling to 1e-05",
+        ),
+        ([1e-4, 2e-4, 3e-4, *[4e-4] * 9], "3 epochs, 0.0001 rising to 0.0003 + 9 epochs at 0.0004"),
+        ([0.3, 0.2, 0.1] * 2, "3 epochs, 0.3 falling to 0.1 + 3 epochs, 0.3 falling to 0.1"),
+        ([], "no epoch"),
+    ],
+)
+def test_a_schedule_is_told_in_few_words(schedule, text):
+    assert describe(schedule) == text
+
+
+def test_schedules_that_sound_alike_are_compared_in_full():
+    falling = pd.DataFrame({"phase": "real", "learning_rate": cosine(240, 2e-3, 1e-5)})
+    straight = falling.assign(learning_rate=np.linspace(2e-3, 1e-5, 240))
+    assert unequal_training("base", {"base": falling, "retrained": falling}) is None
+    note = unequal_training("base", {"base": falling, "retrained": straight})
+    assert note is not None and len(note) < 600
+    assert "“base” 240 epochs, 0.002 falling to 1e-05; “retrained” 240 epochs, " in note
+    assert "to 1e-05, with other rates in between." in note
 
 
 def test_a_model_that_kept_its_last_epoch_is_named() -> None:

@@ -154,7 +154,31 @@ def test_draws_without_any_thick_vessel_do_not_count(tmp_path):
     assert 0 < recalls[0] <= bounds[0] and bounds[2] <= recalls[1]  # not 0, as in a tenth of all draws
     alone = interval_table(evaluation_of(tmp_path / "one", thick=(2,)), "base", 200, 0)
     ends = [value(alone, FIELD_OF_VIEW, "pooled", "thick_recall", name) for name in ("low", "high")]
-    assert ends == [value(alone, FIELD_OF_VIEW, "pooled", "thick_recall")] * 2
+    assert np.isnan(ends).all()
+    found = value(alone, FIELD_OF_VIEW, "pooled", "thick_recall")
+    pooled = headlines(alone, FIELD_OF_VIEW)["topology"]["pooled"]
+    assert {name: number for name, number in pooled.items() if "thick" in name} == {
+        "thick_recall": round(found, 6)
+    }
+
+
+def test_a_single_image_has_figures_without_intervals(tmp_path):
+    samples = write_prepared(tmp_path / "test", [Entry(frame(2), "test", "2.tif")])
+    write_predictions(Guess(), samples, tmp_path / "p")
+    table = interval_table(evaluate_predictions(tmp_path / "p", samples, 0.5), "base", 100, 0)
+    assert table[["low", "high"]].isna().all(axis=None) and table["value"].notna().all()
+    f1 = value(table, FIELD_OF_VIEW, "pooled", "f1")
+    assert figure_cells(table, ["base"], FIELD_OF_VIEW, "pooled", "f1", 3) == [(f"{f1:.3f}", "")]
+    for folder, content in headlines(table, FIELD_OF_VIEW).items():
+        write_metrics(tmp_path / f"{folder}.json", content)  # refuses NaN
+        assert content and all(
+            not name.endswith(("_lo", "_hi")) for part in content.values() for name in part
+        )
+    write_intervals(tmp_path / "intervals.csv", [table])
+    rows = (tmp_path / "intervals.csv").read_text().splitlines()
+    assert len(rows) > 1 and all(row.endswith(",,") for row in rows[1:])
+    again = read_intervals(tmp_path / "intervals.csv")
+    assert figure_cells(again, ["base"], FIELD_OF_VIEW, "pooled", "f1", 3) == [(f"{f1:.3f}", "")]
 
 
 def test_a_model_that_finds_nothing_has_figures(tmp_path):

@@ -129,3 +129,23 @@ def test_drive_in_its_official_split(shared_dir: Path) -> None:
     data, _ = opened("drive", shared_dir / "data" / "DRIVE")
     assert data.split == "test" and data.estimated == 0
     assert [sample.id for sample in data.samples] == [f"{number:02}_test" for number in range(1, 21)]
+
+
+@pytest.mark.parametrize("place", ["absent", "file"])
+def test_a_tmpdir_that_is_of_no_use_is_an_error(tmp_path: Path, monkeypatch, place: str) -> None:
+    write_raw(tmp_path / "raw", range(1, 3))
+    write_prepared(tmp_path / "prepared", [Entry(frame(5), "test", "x")])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / place))
+    with pytest.raises(UserError, match=f"TMPDIR is .*{place}, where no file can be written .*; expected"):
+        opened("folder", tmp_path / "raw")
+    opened("prepared", tmp_path / "prepared")  # is read where it lies
+
+
+def test_copies_lie_in_tmpdir(tmp_path: Path, monkeypatch) -> None:
+    write_raw(tmp_path / "raw", range(1, 3))
+    (tmp_path / "place").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "place"))
+    with open_labelled("folder", tmp_path / "raw") as data:
+        assert all(sample.image.is_relative_to(tmp_path / "place") for sample in data.samples)
+    assert not list((tmp_path / "place").iterdir())

@@ -106,3 +106,28 @@ def test_weights_must_fit_the_config(folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-10])
     with pytest.raises(UserError, match="not the weights"):
         load_model(folder, CPU)
+
+
+def test_what_is_wrong_with_a_config_is_said_in_plain_words_all_at_once(folder: Path) -> None:
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    del values["threshold"], values["statistics"]["std"]
+    (folder / CONFIG_FILE).write_text(json.dumps(values | {"resolution": [], "surprise": 1}))
+    with pytest.raises(UserError) as error:
+        load_model(folder, CPU)
+    title, *lines = str(error.value).splitlines()
+    assert title.endswith(
+        "config.json: not the config of a usable model; train the model again (4 problems):"
+    )
+    assert "  - threshold: this key is missing" in lines
+    assert "  - statistics.std: this key is missing" in lines
+    assert "  - surprise: unknown key" in lines
+    assert [line for line in lines if line.startswith("  - resolution: got []; should be")]
+    assert not any(part in str(error.value) for part in ("pydantic", "type=", "input_value"))
+
+
+def test_a_wrong_number_in_a_list_is_named_by_its_place(folder: Path) -> None:
+    values = json.loads((folder / CONFIG_FILE).read_text())
+    values["statistics"]["mean"] = [0.1, "much", 0.3]
+    (folder / CONFIG_FILE).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"- statistics\.mean\.1: got 'much'; should be a valid number"):
+        load_model(folder, CPU)

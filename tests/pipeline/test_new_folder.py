@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -66,3 +67,23 @@ def test_what_cannot_be_put_in_place_leaves_the_old(tmp_path: Path, monkeypatch)
     with pytest.raises(OSError, match="Input/output"), new_folder(target) as folder:
         (folder / "new").write_text("new")
     assert contents(tmp_path) == {"out/old": "old"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_interruption_is_reported_of_results_that_stand(tmp_path: Path, monkeypatch, number: int) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    remove, called = shutil.rmtree, []
+
+    def interrupted(*arguments, **options) -> None:
+        called.append(arguments)
+        os.kill(os.getpid(), number)
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with new_folder(target) as folder:
+        (folder / "new").write_text("new")
+    assert called and contents(tmp_path) == {"out/new": "new"}
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before

@@ -334,6 +334,38 @@ def test_a_loss_that_is_no_number_stops_with_advice() -> None:
         train([Phase("wild", TRAIN, 3, math.inf, False)])
 
 
+def test_the_rate_of_the_failing_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = training.segmentation_loss
+    steps = 0
+
+    def broken_fifth(*args: object) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return original(*args) * (math.nan if steps == 5 else 1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "segmentation_loss", broken_fifth)
+    # Two epochs of three steps: the fifth is 4/6 down the cosine, 0.02 (1 + cos(2π/3)) / 2 = 0.005.
+    with pytest.raises(UserError, match=r"epoch 2 \(phase falling, learning rate 0.005\)"):
+        train([Phase("falling", TRAIN, 2, 0.02, True, final_learning_rate=0.0)])
+
+
+def test_warm_ups_as_long_as_their_phases_are_all_refused() -> None:
+    plan = [
+        Phase("fine", TRAIN, 2, 1e-3, True, warmup_steps=5),  # of six steps
+        Phase("same", TRAIN, 2, 1e-3, True, warmup_steps=6),
+        Phase("longer", TRAIN[:4], 1, 1e-3, True, warmup_steps=3),
+    ]
+    with pytest.raises(UserError) as caught:
+        train(plan)
+    assert "phase same has 6 warmup_steps, and 6 steps in all" in str(caught.value)
+    assert "phase longer has 3 warmup_steps, and 2 steps in all" in str(caught.value)
+    assert "fine" not in str(caught.value)
+    twice = PARAMS.model_copy(update={"examples_per_frame": 2})
+    with pytest.raises(UserError, match="longer has 3 warmup_steps, and 3 steps"):
+        train(plan, twice)
+    assert len(train(plan[:1]).history) == 2
+
+
 def test_nothing_to_do_is_an_error() -> None:
     with pytest.raises(UserError, match="0 epochs in all"):
         train(phases(0, 0))

@@ -63,3 +63,14 @@ def test_the_cut_and_the_masks_are_fitted_on_the_predictions(
     if threshold != "validation":
         assert made.threshold == threshold
     assert not network.training
+
+
+def test_a_fit_that_finds_nothing_better_leaves_the_cut_alone() -> None:
+    def perfect(one: ValidationFrame) -> ValidationFrame:
+        image = np.where(one.vessels[..., None], np.uint8(255), np.uint8(0)).repeat(3, axis=2)
+        return ValidationFrame(
+            working_frame(one.working.id, image, one.vessels, one.fov, "native"), one.vessels, one.fov
+        )
+
+    frames = [perfect(one) for one in FRAMES]
+    assert choose_binarisation(Red(), frames, STATISTICS, 0.5, "validation") == (0.5, None)

@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 from torch import nn
 
+import pipeline.validation
 import stages.retrain
 import stages.segmenter
 import stages.train_base
@@ -122,25 +123,36 @@ def test_tables_and_config_name_the_same_epoch(project, command, folder, phases,
     assert not validation.isna().any(axis=None)
 
 
-def test_training_can_be_followed_and_leaves_its_examples(project, monkeypatch) -> None:
-    seen: list[list[str]] = []
-    original = stages.segmenter.example_predictions
+def test_training_can_be_followed_and_leaves_no_photograph(project, monkeypatch) -> None:
+    seen: list[set[str]] = []
+    original = stages.segmenter.save_model
 
-    def look(*args: object) -> np.ndarray:  # after the training, before the private folder goes
-        seen.extend([sorted(path.name for path in folder.iterdir()) for folder in live_folders(project)])
-        return original(*args)
+    def look(*args: object) -> None:  # after the training, before the private folder goes
+        (live,) = live_folders(project)
+        seen.append({path.name for path in live.iterdir()})
+        shown = read_rgb(live / "examples/epoch_00003.png")
+        assert np.array_equal(shown[:32, :32], frame(3).image)  # the validation image
+        original(*args)
 
-    monkeypatch.setattr(stages.segmenter, "example_predictions", look)
+    monkeypatch.setattr(stages.segmenter, "save_model", look)
     result = CliRunner().invoke(stages.train_base.main, [])
     assert result.exit_code == 0, result.output
     (names,) = seen  # an untrained network may be warned of
-    assert set(names) - {"warnings.csv"} == {"curves", "examples", "metrics.json", "plots", "report.html"}
+    assert names - {"warnings.csv"} == {"curves", "examples", "metrics.json", "plots", "report.html"}
     assert "report.html" in result.stderr and "epoch 3/3" in result.stderr
     assert "%|" not in result.stderr  # no bar in a log
-    shown = read_rgb(project / "models/base/examples.png")
-    assert np.array_equal(shown[:32, :32], frame(3).image)  # the validation image
     assert not live_folders(project)
+    left = {path.name for path in (project / "models/base").rglob("*")}
+    assert left == {"model.safetensors", "config.json", "history.csv", "validation.csv"}
     assert yaml.safe_load(Path("dvc.yaml").read_text()) == GRAPH
+
+
+def test_a_warm_up_that_lasts_the_whole_training_is_refused(project) -> None:
+    values = {**PARAMS, "train_base": {**TWO_STEPS, "warmup_steps": 9}}
+    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    result = CliRunner().invoke(stages.train_base.main, [])
+    assert result.exit_code == 2 and "9 warmup_steps" in result.stderr
+    assert not (project / "models/base").exists()
 
 
 def test_an_interrupted_training_leaves_the_same_bytes(project, monkeypatch) -> None:
@@ -178,7 +190,14 @@ def live_folders(project: Path) -> list[Path]:
     return list((project / ".checkpoints/train_base").glob("*/live"))
 
 
-def test_what_is_fitted_on_validation_is_fitted_on_the_views_and_reaches_the_model(project: Path) -> None:
+def test_what_is_fitted_on_validation_is_fitted_on_the_views_and_reaches_the_model(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(maps: object, cut: float, *, fixed: bool) -> Binarisation:
+        assert not fixed
+        return Binarisation(threshold=cut, min_size=3)  # a network this small may not be worth one
+
+    monkeypatch.setattr(pipeline.validation, "fit_binarisation", fit)
     fitted = {
         **PARAMS["segmenter"],
         "threshold": "validation",
@@ -192,6 +211,7 @@ def test_what_is_fitted_on_validation_is_fitted_on_the_views_and_reaches_the_mod
     predictor = Predictor.from_folder(Path("models/base"), torch.device("cpu"))
     assert config["views"] == predictor.views == "dihedral"
     assert predictor.binarisation == Binarisation.model_validate(config["binarisation"])
+    assert config["binarisation"]["min_size"] == 3
     (sample,) = load_samples(Path(DEVELOPMENT), "validation")
     shown = sample.load()
     assert shown.vessels is not None

@@ -114,6 +114,27 @@ def test_a_cosine_is_one_phase_and_has_no_second_step() -> None:
         train_base.Params(schedule="cosine", epochs=5)  # the default has 50 final epochs
 
 
+def test_a_cosine_that_would_rise_is_refused() -> None:
+    values = {"schedule": "cosine", "epochs": 5, "final_epochs": 0, "learning_rate": 1e-5}
+    with pytest.raises(ValidationError, match=r"learning_rate 1e-05 to final_learning_rate 0\.0001"):
+        train_base.Params(**values, final_learning_rate=1e-4)
+    train_base.Params(**values, final_learning_rate=1e-5)
+
+
+def test_a_warm_up_without_epochs_is_refused_and_every_problem_is_named() -> None:
+    with pytest.raises(ValidationError, match="warmup_steps 7 with epochs 0; expected"):
+        train_base.Params(epochs=0, warmup_steps=7)
+    with pytest.raises(ValidationError, match=r"both 0.*falls.*warmup_steps 7"):
+        train_base.Params(
+            schedule="cosine",
+            epochs=0,
+            final_epochs=0,
+            warmup_steps=7,
+            learning_rate=1e-5,
+            final_learning_rate=1,
+        )
+
+
 def test_only_the_first_step_is_warmed_up() -> None:
     phases = train_base.Params(warmup_steps=7).phases("real", [FRAME])
     assert [(phase.warmup_steps, phase.final_learning_rate) for phase in phases] == [(7, None), (0, None)]

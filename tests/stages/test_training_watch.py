@@ -1,7 +1,11 @@
 """Watching a training: it changes nothing, its curves survive an interruption, and it warns of dead masks."""
 
 import logging
+import os
+import subprocess
+import threading
 from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +281,80 @@ def test_lines_of_progress_foresee_the_end(tmp_path: Path) -> None:
         "epoch 6/8 (one): loss 0.1667, validation AUC 0.9300, 0:02:00 elapsed, 0:00:40 left",
         "epoch 8/8 (one): loss 0.1250, validation AUC 0.9500, 0:02:21 elapsed, 0:00:00 left",
     ]
+
+
+def test_the_time_left_leaves_out_what_starting_took(tmp_path: Path) -> None:
+    lines: list[str] = []
+    now = 0.0
+    watch = make_watch(tmp_path, say=lines.append, clock=lambda: now)
+    for epoch, seconds in ((1, 900), (2, 40)):  # epochs 1 to 4 have four frames, 5 to 8 two
+        now += seconds
+        watch(row(epoch), SPLITS)
+    assert lines[0].endswith("0:15:00 elapsed")  # nothing to foresee the end from
+    assert lines[1].endswith("0:15:40 elapsed, 0:02:40 left")  # 16 frames at 10 s
+
+
+@pytest.fixture
+def studio() -> Iterator[tuple[str, list[str]]]:
+    """Pose as DVC Studio: the address, and what was posted."""
+    posted: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", posted
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("token", ["DVC_STUDIO_TOKEN", "STUDIO_TOKEN", "configuration", "dvc exp run"])
+def test_nothing_is_sent_to_dvc_studio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, studio: tuple[str, list[str]], token: str
+) -> None:
+    url, posted = studio
+    for name in [name for name in os.environ if name.startswith(("DVC_", "STUDIO_"))]:
+        monkeypatch.delenv(name)
+    me = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+    for command in (
+        ("init", "-q"),
+        (*me, "commit", "-q", "--allow-empty", "-m", "first"),
+        ("remote", "add", "origin", "https://example.org/eyes.git"),
+    ):
+        subprocess.run(("git", *command), check=True)
+    (tmp_path / ".dvc").mkdir()
+    lines = "[core]\n    analytics = false\n"
+    if token == "configuration":
+        lines += f"[studio]\n    token = secret\n    url = {url}\n"
+    (tmp_path / ".dvc/config").write_text(lines)
+    if token.endswith("TOKEN"):
+        monkeypatch.setenv(token, "secret")
+        monkeypatch.setenv("DVC_STUDIO_URL", url)
+    if token == "dvc exp run":
+        monkeypatch.setenv("DVC_STUDIO_TOKEN", "secret")
+        monkeypatch.setenv("DVC_STUDIO_URL", url)
+        monkeypatch.setenv("DVC_STUDIO_REPO_URL", "https://example.org/eyes.git")
+        monkeypatch.setenv("DVC_STUDIO_OFFLINE", "false")
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+        monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+        monkeypatch.setenv("DVC_EXP_NAME", "blind-cat")
+    before = dict(os.environ)
+    with make_watch(tmp_path / "live") as watch:
+        watch(row(1), SPLITS)
+        watch(row(2), SPLITS)
+    assert watch._curves is not None
+    watch._curves._live._wait_for_studio_updates_posted()  # a thread of dvclive's sends
+    assert not posted
+    assert dict(os.environ) == before
+    assert (tmp_path / "live/examples/epoch_00001.png").exists()
 
 
 def test_a_full_disk_ends_the_watch_and_not_the_training(

@@ -98,7 +98,18 @@ def test_results_and_table(project: Path) -> None:
     numbers = [part for part in f1.split() if part[0] == "0" and part[-1] != "]"]
     expected = [summary[average]["f1"] for summary in (metrics, full_frame) for average in ("pooled", "mean")]
     assert numbers == [f"{value:.4f}" for value in expected]
-    assert "Warning" not in result.output
+    (warning,) = [line for line in result.output.splitlines() if line.startswith("Warning")]
+    assert "only 3 images are scored: 95% intervals over fewer than 8 images are too short" in warning
+    topology = json.loads(Path("out", "topology.json").read_text())["mean"]
+    for label, figure, decimals in (
+        ("clDice", "cldice", 4),
+        ("components per mask", "components", 1),
+        ("β0 error", "beta0_error", 1),
+    ):
+        (row,) = [line for line in result.output.splitlines() if line.startswith(label)]
+        value, low, high = (f"{topology[f'{figure}{end}']:.{decimals}f}" for end in ("", "_lo", "_hi"))
+        assert row.removeprefix(label).strip().startswith(f"{value} [{low}, {high}]")
+        assert row.count("[") == 2
     table = pd.read_csv("out/per_image.csv", dtype={"id": str})
     assert list(table["id"]) == ["01", "01", "02", "02", "03", "03"] and set(table["model"]) == {"base"}
 
@@ -120,10 +131,11 @@ def test_raw_images_score_like_prepared_ones(project: Path) -> None:
 
 def test_threshold_and_views_are_used_and_recorded(project: Path) -> None:
     evaluate()
-    result = evaluate("--views", "flips", "--threshold", "1", output="other")
+    result = evaluate("--views", "flips", "--threshold", "0.9999", output="other")
     assert result.exit_code == 0, result.output
-    assert "threshold 1 (as given), views flips" in result.output
-    assert (settings("other")["views"], settings("other")["threshold"]) == ("flips", 1)
+    assert "threshold 0.9999 (as given), views flips" in result.output
+    assert "fitted to views" not in result.output  # nothing that was fitted is used
+    assert (settings("other")["views"], settings("other")["threshold"]) == ("flips", 0.9999)
     assert settings()["threshold_is_the_models_own"] and not settings("other")["threshold_is_the_models_own"]
     sensitivities = [
         json.loads(Path(folder, "metrics.json").read_text())["pooled"]["sensitivity"]
@@ -183,7 +195,7 @@ def test_new_images_are_said_to_be_new(project: Path) -> None:
     write_model(Path("models/base"), digest_paths([DEVELOPMENT]))
     result = evaluate()
     assert "1 images and 1 for validation, none of which is scored" in result.output
-    assert "Warning" not in result.output and settings()["training_data_found"]
+    assert "Warning: the model was" not in result.output and settings()["training_data_found"]
 
 
 def test_everything_wrong_is_said_at_once(project: Path) -> None:
@@ -286,3 +298,38 @@ def test_predictions_are_those_of_the_stage(project: Path) -> None:
     write_predictions(model, samples, Path("expected"))
     evaluate()
     assert contents(Path("out/predictions")) == contents(Path("expected"))
+
+
+def test_one_image_has_no_interval(project: Path) -> None:
+    write_prepared(Path("one"), [Entry(frame(1), "test", "x")])
+    result = evaluate(data="one")
+    assert result.exit_code == 0, result.output
+    assert "Warning: only 1 image is scored" in result.output and "no figure has an interval" in result.output
+    assert "[" not in result.output.split("Field of view")[1] and "nan" not in result.output
+    f1 = json.loads(Path("out", "metrics.json").read_text())["pooled"]["f1"]
+    (row,) = [line for line in result.output.splitlines() if line.startswith("F1 (Dice)")]
+    assert row.split()[2:4] == [f"{f1:.4f}", "–"]
+    assert pd.read_csv("out/intervals.csv")[["low", "high"]].isna().all(axis=None)
+    assert "beta0_error" in json.loads(Path("out", "topology.json").read_text())["mean"]
+    assert "_lo" not in Path("out", "agreement.json").read_text()
+
+
+def test_enough_images_are_not_warned_of(project: Path) -> None:
+    write_prepared(Path("eight"), [Entry(frame(number), "test", "x") for number in range(8)])
+    result = evaluate(data="eight")
+    assert result.exit_code == 0 and "Warning" not in result.output
+
+
+def test_views_that_the_threshold_was_not_fitted_to_are_warned_of(project: Path) -> None:
+    for output, extra, warned in (("a", ["--views", "flips"], True), ("b", ["--views", "none"], False)):
+        result = evaluate(*extra, output=output)
+        assert result.exit_code == 0, result.output
+        assert ("fitted to views none, and is used with views flips" in result.output) == warned
+        assert (settings(output)["model_views"], settings(output)["views"]) == ("none", extra[1])
+
+
+@pytest.mark.parametrize("value", ["0", "1", "nan"])
+def test_a_threshold_that_marks_everything_or_nothing_is_refused(project: Path, value: str) -> None:
+    result = evaluate("--threshold", value)
+    assert result.exit_code == 2 and "Invalid value for '--threshold'" in result.output
+    assert not Path("out").exists()

@@ -220,11 +220,11 @@ def test_the_help_names_the_tile_that_is_taken() -> None:
     assert f"[{DEFAULT_TILE}]" in CliRunner().invoke(main, ["predict", "--help"]).output
 
 
-@pytest.mark.parametrize("value", ["-0.1", "1.5"])
+@pytest.mark.parametrize("value", ["-0.1", "0", "1", "1.5"])
 def test_a_threshold_outside_zero_to_one_is_refused(tmp_path: Path, value: str) -> None:
     result = CliRunner().invoke(main, ["predict", "x.png", "-o", str(tmp_path), "--threshold", value])
     assert result.exit_code == 2
-    assert "0<=x<=1" in result.output
+    assert "0<x<1" in result.output
 
 
 def test_nan_is_no_threshold(tmp_path: Path) -> None:
@@ -259,3 +259,15 @@ def test_no_threads_are_refused(tmp_path: Path, predict) -> None:
     result = predict(write_image(tmp_path / "a.png"), "-o", tmp_path / "out", "--threads", "0")
     assert result.exit_code == 2
     assert "'--threads': 0 is not in the range x>=1" in result.output
+
+
+def test_views_that_the_threshold_was_not_fitted_to_are_warned_of(tmp_path: Path, predict) -> None:
+    image = write_image(tmp_path / "a.png")
+    for name, extra, warned in (
+        ("other", ["--views", "flips"], True),
+        ("own", ["--views", "none"], False),
+        ("cut", ["--views", "flips", "--threshold", "0.5"], False),
+    ):
+        result = predict(image, "-o", tmp_path / name, *extra)
+        assert result.exit_code == 0, result.output
+        assert ("fitted to views none, and is used with views flips" in result.output) == warned
