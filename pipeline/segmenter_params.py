@@ -1,15 +1,14 @@
 """How a segmenter is built and trained: the section that base training and retraining share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.augment import Augmentation
-from pipeline.binarise import Postprocess
 from pipeline.frames import Resolution, Views
 from pipeline.losses import LossWeights
 from pipeline.models.registry import Architecture
-from pipeline.threshold import Threshold
+from pipeline.threshold import FitSet, Threshold
 
 
 class SegmenterParams(Architecture):
@@ -26,9 +25,9 @@ class SegmenterParams(Architecture):
         ema_decay: of the moving average of the weights that is validated and kept; 0 keeps the weights
             themselves.
         validate_every: epochs between validations; the last epoch of a phase is always validated.
-        threshold: probability from which on a pixel is vessel, or `validation`: the F1-maximal one on the
-            validation images.
-        postprocess: `validation` fits hysteresis and the smallest part of a mask on the validation images;
+        threshold: probability from which on a pixel is vessel, or the F1-maximal one on the `validation`
+            images, or on all `development` images: these and the real training images.
+        postprocess: fits hysteresis and the smallest part of a mask on the images that it names likewise;
             `none` makes masks by the threshold alone.
         views: images of the image that the model averages over whenever it predicts (test-time augmentation);
             threshold and post-processing are fitted on such averages. Validation while training uses one.
@@ -43,10 +42,15 @@ class SegmenterParams(Architecture):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     validate_every: Annotated[int, Field(ge=1)] = 1
-    threshold: Threshold = 0.5
-    postprocess: Postprocess = "none"
+    threshold: Threshold | FitSet = 0.5
+    postprocess: Literal["none"] | FitSet = "none"
     views: Views = "none"
     augmentation: Augmentation = Augmentation()
+
+    @property
+    def fits_on_development(self) -> bool:
+        """Whether predictions of the training images are needed."""
+        return "development" in (self.threshold, self.postprocess)
 
     @property
     def architecture(self) -> Architecture:

@@ -104,7 +104,7 @@ class TrainedSegmenter:
 
     Attributes:
         network: with the weights of `best`.
-        threshold: named by the parameters, or fitted on the validation images.
+        threshold: named by the parameters, or fitted as they say.
         binarisation: how masks are made; None where it is the threshold alone.
         best: the epoch with the largest validation AUC among those of selectable phases.
         history: every epoch.
@@ -138,6 +138,7 @@ def train_segmenter(
     statistics: Statistics,
     *,
     seed: int,
+    labelled_training: Sequence[ValidationFrame] = (),
     execution: Execution | None = None,
     on_epoch: Callable[[HistoryRow, nn.Module], None] | None = None,
 ) -> TrainedSegmenter:
@@ -146,6 +147,8 @@ def train_segmenter(
     Args:
         phases: in order; at least one epoch of a selectable phase in all.
         validation: frames that choose the epoch (and the threshold); never trained on.
+        labelled_training: the real training images at native size, where the threshold or post-processing is
+            fitted on `development`: there they count beside `validation`.
         params: architecture, loss, optimiser, augmentation.
         statistics: of the real training images, to normalise every input with.
         seed: >= 0; decides weights, order, augmentation and DropBlock.
@@ -161,6 +164,8 @@ def train_segmenter(
     schedule = _schedule(phases)
     _check_warm_up(phases, params)
     check_validation(validation)
+    if params.fits_on_development and not labelled_training:
+        raise UserError("fitting on `development` needs labelled training images; got none")
     checkpoint = CheckpointFile(
         execution.checkpoint_dir,
         execution.checkpoint_minutes,
@@ -198,7 +203,12 @@ def train_segmenter(
     if best is None:
         raise AssertionError("the last epoch of every phase is validated")
     threshold, binarisation = choose_binarisation(
-        network, validation, statistics, params.threshold, params.postprocess, params.views
+        network,
+        {"validation": validation, "development": [*labelled_training, *validation]},
+        statistics,
+        params.threshold,
+        params.postprocess,
+        params.views,
     )
     return TrainedSegmenter(network, threshold, binarisation, best, tuple(state.history))
 

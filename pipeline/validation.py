@@ -1,20 +1,22 @@
 """Scores of a network on validation images: at native size, inside the field of view, all pixels pooled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.binarise import Binarisation, Postprocess
+from pipeline.binarise import Binarisation
 from pipeline.binarise_fit import LabelledMap, fit_binarisation
 from pipeline.errors import Problems
 from pipeline.frames import Statistics, Views, native_probability, predict_logits
 from pipeline.losses import LossWeights, segmentation_loss
 from pipeline.metrics.ranking import roc_auc
-from pipeline.threshold import Threshold, best_f1_threshold
+from pipeline.threshold import FitSet, Threshold, best_f1_threshold
 from pipeline.training_data import ValidationFrame
 
 
@@ -63,25 +65,26 @@ def choose_threshold(
     network: nn.Module, frames: Sequence[ValidationFrame], statistics: Statistics, threshold: Threshold
 ) -> float:
     """Give the threshold that is named, or fit it: F1-maximal on the pooled validation pixels."""
-    return choose_binarisation(network, frames, statistics, threshold, "none")[0]
+    return choose_binarisation(network, {"validation": frames}, statistics, threshold, "none")[0]
 
 
 def choose_binarisation(
     network: nn.Module,
-    frames: Sequence[ValidationFrame],
+    sets: Mapping[FitSet, Sequence[ValidationFrame]],
     statistics: Statistics,
-    threshold: Threshold,
-    postprocess: Postprocess,
+    threshold: float | FitSet,
+    postprocess: Literal["none"] | FitSet,
     views: Views = "none",
 ) -> tuple[float, Binarisation | None]:
     """Decide how masks are made; leaves the network in evaluation mode.
 
     Args:
         network: predicts what is fitted on.
-        frames: checked by `check_validation`.
+        sets: labelled frames by name; those that `threshold` and `postprocess` name, checked by
+            `check_validation`.
         statistics: of the training images.
-        threshold: the cut, or `validation` for the F1-maximal one on the pooled validation pixels.
-        postprocess: `validation` fits hysteresis and the smallest size, see `pipeline.binarise_fit`.
+        threshold: the cut, or a set, for the F1-maximal one on its pooled pixels.
+        postprocess: a set to fit hysteresis and the smallest size on, see `pipeline.binarise_fit`.
         views: what predictions are averaged over.
 
     Returns:
@@ -90,20 +93,25 @@ def choose_binarisation(
         fitted as well and may lie above it.
     """
     network.eval()
-    if threshold != "validation" and postprocess == "none":
-        return threshold, None
-    maps = [
-        _native(predict_logits(network, frame.working.image, statistics, views=views), frame)
-        for frame in frames
-    ]
-    cut = best_f1_threshold(*pooled_pixels(maps, frames)) if threshold == "validation" else threshold
+
+    @cache
+    def labelled(name: FitSet) -> list[LabelledMap]:
+        return [
+            LabelledMap(
+                _native(predict_logits(network, frame.working.image, statistics, views=views), frame),
+                frame.vessels,
+                frame.fov,
+            )
+            for frame in sets[name]
+        ]
+
+    cut = threshold
+    if isinstance(cut, str):
+        maps = [found.probability for found in labelled(cut)]
+        cut = best_f1_threshold(*pooled_pixels(maps, sets[cut]))
     if postprocess == "none":
         return cut, None
-    labelled = [
-        LabelledMap(probability, frame.vessels, frame.fov)
-        for probability, frame in zip(maps, frames, strict=True)
-    ]
-    return cut, fit_binarisation(labelled, cut, fixed=threshold != "validation")
+    return cut, fit_binarisation(labelled(postprocess), cut, fixed=not isinstance(threshold, str))
 
 
 def pooled_pixels(

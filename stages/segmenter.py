@@ -104,6 +104,10 @@ def train_and_save(
     """
     segmenter: SegmenterParams = run.shared["segmenter"]
     validation = validation_frames(load_samples(run.dep(DEVELOPMENT), "validation"), segmenter.resolution)
+    labelled_training = []
+    if segmenter.fits_on_development:
+        samples = load_samples(run.dep(DEVELOPMENT), "train")
+        labelled_training = validation_frames(samples, segmenter.resolution)
     statistics = input_statistics(real)
     has_bar = sys.stderr.isatty()
     with TrainingWatch(
@@ -111,7 +115,7 @@ def train_and_save(
         phases,
         validation,
         statistics,
-        _WATCHED_THRESHOLD if segmenter.threshold == "validation" else segmenter.threshold,
+        _WATCHED_THRESHOLD if isinstance(segmenter.threshold, str) else segmenter.threshold,
         checkpoint_dir=run.checkpoint_dir,
         say=None if has_bar else partial(click.echo, err=True),
     ) as watch:
@@ -122,6 +126,7 @@ def train_and_save(
             segmenter,
             statistics,
             seed=run.seed,
+            labelled_training=labelled_training,
             execution=Execution(
                 device=run.runtime.torch_device(),
                 workers=run.runtime.workers,

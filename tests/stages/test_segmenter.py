@@ -18,7 +18,7 @@ import stages.train_base
 from pipeline.binarise import Binarisation
 from pipeline.images import read_rgb, write_png, write_probability
 from pipeline.inference import Predictor
-from pipeline.prepared import Entry, Frame, load_samples, write_prepared
+from pipeline.prepared import Entry, Frame, Split, load_samples, write_prepared
 from pipeline.threshold import best_f1_threshold
 from pipeline.training_checkpoint import HistoryRow
 from stages.training_watch import TrainingWatch
@@ -41,6 +41,10 @@ GRAPH = {
         },
         "synthesize": {"cmd": "none", "params": ["seed", "synthesize"], "outs": [POOL[0]]},
     }
+}
+FIT_SETS: dict[str, tuple[Split, ...]] = {
+    "validation": ("validation",),
+    "development": ("train", "validation"),
 }
 TWO_STEPS = {"epochs": 2, "learning_rate": 1e-2, "final_epochs": 1, "final_learning_rate": 1e-3}
 PARAMS = {
@@ -190,8 +194,9 @@ def live_folders(project: Path) -> list[Path]:
     return list((project / ".checkpoints/train_base").glob("*/live"))
 
 
-def test_what_is_fitted_on_validation_is_fitted_on_the_views_and_reaches_the_model(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("images", "splits"), FIT_SETS.items())
+def test_what_is_fitted_is_fitted_on_the_views_of_these_images_and_reaches_the_model(
+    project: Path, monkeypatch: pytest.MonkeyPatch, images: str, splits: tuple[Split, ...]
 ) -> None:
     def fit(maps: object, cut: float, *, fixed: bool) -> Binarisation:
         assert not fixed
@@ -200,8 +205,8 @@ def test_what_is_fitted_on_validation_is_fitted_on_the_views_and_reaches_the_mod
     monkeypatch.setattr(pipeline.validation, "fit_binarisation", fit)
     fitted = {
         **PARAMS["segmenter"],
-        "threshold": "validation",
-        "postprocess": "validation",
+        "threshold": images,
+        "postprocess": images,
         "views": "dihedral",
     }
     Path("params.yaml").write_text(yaml.safe_dump({**PARAMS, "segmenter": fitted}, sort_keys=False))
@@ -212,10 +217,11 @@ def test_what_is_fitted_on_validation_is_fitted_on_the_views_and_reaches_the_mod
     assert config["views"] == predictor.views == "dihedral"
     assert predictor.binarisation == Binarisation.model_validate(config["binarisation"])
     assert config["binarisation"]["min_size"] == 3
-    (sample,) = load_samples(Path(DEVELOPMENT), "validation")
-    shown = sample.load()
-    assert shown.vessels is not None
-    averaged = predictor.predict(shown.image)
-    assert np.array_equal(averaged, predictor.predict(shown.image, views="dihedral"))
-    assert not np.array_equal(averaged, predictor.predict(shown.image, views="none"))
-    assert config["threshold"] == best_f1_threshold(averaged[shown.fov], shown.vessels[shown.fov])
+    samples = [sample for split in splits for sample in load_samples(Path(DEVELOPMENT), split)]
+    shown = [sample.load() for sample in samples]
+    averaged = [predictor.predict(one.image) for one in shown]
+    assert np.array_equal(averaged[0], predictor.predict(shown[0].image, views="dihedral"))
+    assert not np.array_equal(averaged[0], predictor.predict(shown[0].image, views="none"))
+    scores = np.concatenate([found[one.fov] for found, one in zip(averaged, shown, strict=True)])
+    labels = np.concatenate([one.vessels[one.fov] for one in shown if one.vessels is not None])
+    assert config["threshold"] == best_f1_threshold(scores, labels)
