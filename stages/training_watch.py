@@ -299,7 +299,7 @@ class _Curves:
         link.unlink(missing_ok=True)
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(Path("..", CURVES_FOLDER), target_is_directory=True)
-        with _without_studio():
+        with _without_studio(), _failing_as_os_error():
             self._live: Live = Live(dir=str(folder), report="html", dvcyaml=None, save_dvc_exp=False)
         # Sending happens in a thread of its own, which looks for a token again: skip every event as well.
         skipped: set[str] | None = getattr(self._live, "_studio_events_to_skip", None)
@@ -315,12 +315,14 @@ class _Curves:
             "validation/loss": row.validation_loss,
             "validation/auc": row.validation_auc,
         }
-        for name, value in figures.items():
-            if value is not None:
-                self._live.log_metric(name, value)
+        with _failing_as_os_error():
+            for name, value in figures.items():
+                if value is not None:
+                    self._live.log_metric(name, value)
 
     def show(self, picture: NDArray[np.uint8]) -> None:
-        self._live.log_image("examples.png", picture)
+        with _failing_as_os_error():
+            self._live.log_image("examples.png", picture)
 
     def publish_if_time(self, now: float, *, is_last: bool) -> None:
         if now >= self._next or is_last:
@@ -330,7 +332,22 @@ class _Curves:
             self._next = now + max(_SECONDS_BETWEEN_REPORTS, pause)
 
     def publish(self) -> None:
-        self._live.sync()
+        with _failing_as_os_error():
+            self._live.sync()
+
+
+@contextlib.contextmanager
+def _failing_as_os_error() -> Iterator[None]:
+    """Make any error of dvclive one that ends the watch alone.
+
+    In a repository without a commit, for instance, it raises what a library behind its libraries defines.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"dvclive failed with {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -357,6 +357,18 @@ def test_nothing_is_sent_to_dvc_studio(
     assert (tmp_path / "live/examples/epoch_00001.png").exists()
 
 
+def test_a_repository_without_a_commit_ends_the_watch_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["dvc", "init", "-q"], check=True)
+    with make_watch(tmp_path / "live") as watch:
+        trained = run(None, watch)
+    assert len(trained.history) == 8
+    assert "Empty git repo" in caplog.text and "training goes on" in caplog.text
+
+
 def test_a_full_disk_ends_the_watch_and_not_the_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
