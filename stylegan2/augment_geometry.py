@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan2.augment_parameters import AugmentParameters, beside
+from stylegan2.grid_sampling import sample_bilinear
 from stylegan2.ops.upfirdn2d import downsample2d, upsample2d
 
 # The centre of gravity of sym6 lies half a tap off the middle of its twelve taps.
@@ -136,7 +137,7 @@ def _resample_all(images: Tensor, matrices: Tensor, wavelet: Tensor) -> Tensor:
     doubled = upsample2d(F.pad(images, padding, mode="reflect"), wavelet, up=2)
     size = [batch, channels, grid_height, grid_width]
     grid = F.affine_grid(beside(theta.to(images.dtype), images), size, align_corners=False)
-    moved = F.grid_sample(doubled, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    moved = sample_bilinear(doubled, grid)
     return downsample2d(moved, wavelet, down=2, padding=-2 * _low_pass_reach(taps), flip_filter=True)
 
 
