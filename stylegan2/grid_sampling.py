@@ -1,7 +1,7 @@
 """Bilinear sampling at the points of a grid, with derivatives of every order in every version of PyTorch.
 
-PyTorch 2.6 cannot differentiate the gradient of `grid_sample`, which R1 on augmented images needs; 2.13 can. For
-a fixed grid nothing but the sampling and its adjoint is needed, however often one differentiates.
+PyTorch 2.6 cannot differentiate the gradient of `grid_sample`, which R1 on augmented images needs; 2.13 can.
+For a fixed grid nothing but the sampling and its adjoint is needed, however often one differentiates.
 """
 
 from typing import Any
