@@ -133,8 +133,9 @@ def table(result: dict[str, Any]) -> str:
         *(f"{name:<26}{seconds:>12.3f}" for name, seconds in result["phases_s"].items()),
         "",
         f"{'':<26}{'this':>12}  {'lowest..highest round':<24}{'baseline':>10}{'ratio':>8}",
-        plain_row(result, "seconds_per_kimg", "s per 1,000 images"),
-        plain_row(result, "sampling_images_per_s", "sampled images per s"),
+        plain_row(result, "sec_per_kimg", "s per 1,000 images"),
+        plain_row(result, "cores_used", "cores used in training"),
+        plain_row(result, "images_per_s", "sampled images per s"),
     ]
     for name, label in COMPARED.items():
         row = plain_row(result, name, label)

@@ -138,7 +138,7 @@ def timed(work: Callable[[], None], calls: int) -> list[float]:
     return seconds
 
 
-def seconds_per_kimg(phases: dict[str, float], batch: int) -> float:
+def sec_per_kimg(phases: dict[str, float], batch: int) -> float:
     """Seconds for 1,000 training images, from seconds per call of each phase."""
     per_iteration = phases["Gmain"] + phases["Dmain"] + phases["EMA"]
     per_iteration += phases["Greg"] / G_REG_INTERVAL + phases["Dreg"] / D_REG_INTERVAL
@@ -148,20 +148,23 @@ def seconds_per_kimg(phases: dict[str, float], batch: int) -> float:
 def measure_round(workload: Workload) -> dict[str, Any]:
     """Time every phase and the sampling once over, with the calibration before and after."""
     before = calibrate(workload.config.threads)
+    wall, processor = time.perf_counter(), time.process_time()
     phases = {name: timed(phase, CALLS_PER_ROUND) for name, phase in workload.phases.items()}
+    cores_used = (time.process_time() - processor) / (time.perf_counter() - wall)
     sampling = timed(workload.sample, SAMPLING_BATCHES)
     after = calibrate(workload.config.threads)
     pieces = {name: before[name] + after[name] for name in before}
     unit = unit_seconds(pieces)
-    kimg = seconds_per_kimg({k: statistics.median(v) for k, v in phases.items()}, workload.config.batch)
+    kimg = sec_per_kimg({k: statistics.median(v) for k, v in phases.items()}, workload.config.batch)
     images_per_s = workload.config.batch / statistics.median(sampling)
     return {
         "pieces": pieces,
         "phases": phases,
         "unit_s": unit,
-        "seconds_per_kimg": kimg,
+        "sec_per_kimg": kimg,
         "units_per_kimg": kimg / unit,
-        "sampling_images_per_s": images_per_s,
+        "cores_used": cores_used,
+        "images_per_s": images_per_s,
         "sampling_images_per_unit": images_per_s * unit,
     }
 
@@ -183,9 +186,10 @@ def measure_times(config: Config) -> dict[str, Any]:
         **over_rounds("unit_s"),
         "unit_pieces_s": {name: statistics.median(seconds) for name, seconds in pieces.items()},
         "phases_s": {name: statistics.median(seconds) for name, seconds in phases.items()},
-        **over_rounds("seconds_per_kimg"),
+        **over_rounds("sec_per_kimg"),
         **over_rounds("units_per_kimg"),
-        **over_rounds("sampling_images_per_s"),
+        **over_rounds("cores_used"),
+        **over_rounds("images_per_s"),
         **over_rounds("sampling_images_per_unit"),
         "environment": {
             "torch": torch.__version__,
