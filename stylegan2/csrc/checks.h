@@ -19,6 +19,7 @@ enum Error {
     kNullPointer = 7,
     kLargeFilter = 8,
     kNoWinograd = 9,
+    kNoSums = 10,
     kCudaError = 1000,  // + the CUDA runtime's own code
 };
 
@@ -34,6 +35,7 @@ inline const char* error_text(int code) {
         case kNullPointer: return "a pointer that is needed is null";
         case kLargeFilter: return "the filter is too large for a GPU's shared memory; expected some hundred taps";
         case kNoWinograd: return "this library was built without convolutions; they need GCC 12 or Clang, on the CPU";
+        case kNoSums: return "this library sums no derivatives for the bias; only the one for the CPU does";
         default: return "unknown error";
     }
 }
@@ -46,7 +48,7 @@ inline int check(const Sg2BiasAct* a, const void* first, const void* second, con
     if (a->order < 0 || a->order > 2) return kBadOrder;
     if (a->size < 0 || a->bias_size < 0 || (a->bias_size > 0 && a->bias_step < 1)) return kBadSize;
     if (a->size == 0) return kSuccess;
-    if (!first || !out || (a->order == 0 && a->bias_size > 0 && !bias)) return kNullPointer;
+    if (!first || !out || (a->bias_size > 0 && !bias)) return kNullPointer;
     if ((a->order > 0 && !reference) || (a->order > 1 && !second)) return kNullPointer;
     return kSuccess;
 }

@@ -10,6 +10,7 @@
 #include "checks.h"
 #include "interface.h"
 #include "large_pages.h"
+#include "streaming.h"
 #include "threads.h"
 #include "upfirdn2d.h"
 #include "upfirdn2d_plan.h"
@@ -42,7 +43,7 @@ struct Serial {
 // Bias and activation
 // ---------------------------------------------------------------------------------------------------------
 
-constexpr int64_t kBlock = 1024;  // elements of float16 or bfloat16 that are widened at a time
+constexpr int64_t kBlock = 1024;  // elements that pass through the first cache: widened, streamed or summed at a time
 
 // A run of elements; bias: one per element, or null for the same `same_bias` everywhere.
 template <class A>
@@ -132,61 +133,107 @@ struct Arrays {
     T* out;
 };
 
-template <class A>
-void compute_at(const Arrays<A>& arrays, int64_t at, Run<A>& run, Compute<A> function, const BiasActScalars<A>& s) {
-    run.first = arrays.first + at;
-    run.second = arrays.second ? arrays.second + at : nullptr;
-    run.reference = arrays.reference ? arrays.reference + at : nullptr;
-    run.out = arrays.out + at;
-    function(run, s);
-}
-
 template <class T>
 void widen_block(const T* from, int64_t at, int64_t size, float* to) {
     if (!from) return;
     SG2_SIMD for (int64_t i = 0; i < size; ++i) to[i] = widen(from[at + i]);
 }
 
-// Types of 16 bits: through float, a block at a time, which stays in the first cache.
-template <class T>
-void compute_widened(const Arrays<T>& arrays, int64_t at, Run<float>& run, Compute<float> function,
-                     const BiasActScalars<float>& s) {
-    float first[kBlock], second[kBlock], reference[kBlock];
-    widen_block(arrays.first, at, run.size, first);
-    widen_block(arrays.second, at, run.size, second);
-    widen_block(arrays.reference, at, run.size, reference);
-    run.first = run.out = first;
-    run.second = second;
-    run.reference = reference;
-    function(run, s);
-    T* const out = arrays.out + at;
-    SG2_SIMD for (int64_t i = 0; i < run.size; ++i) narrow(first[i], out[i]);
+// Computes run.size elements from `at` on and tells where they are, for sums; `block` has room for kBlock.
+template <class T, class A>
+const A* compute_at(const Arrays<T>& arrays, int64_t at, Run<A>& run, Compute<A> function, const BiasActScalars<A>& s,
+                    bool streamed, A* block) {
+    if constexpr (kSame<T, A>) {
+        run.first = arrays.first + at;
+        run.second = arrays.second ? arrays.second + at : nullptr;
+        run.reference = arrays.reference ? arrays.reference + at : nullptr;
+        run.out = streamed ? block : arrays.out + at;
+        function(run, s);
+        if (streamed) stream(block, arrays.out + at, run.size * static_cast<int64_t>(sizeof(A)));
+    } else {  // types of 16 bits: through float
+        float second[kBlock], reference[kBlock];
+        widen_block(arrays.first, at, run.size, block);
+        widen_block(arrays.second, at, run.size, second);
+        widen_block(arrays.reference, at, run.size, reference);
+        run.first = run.out = block;
+        run.second = second;
+        run.reference = reference;
+        function(run, s);
+        T* const out = arrays.out + at;
+        SG2_SIMD for (int64_t i = 0; i < run.size; ++i) narrow(block[i], out[i]);
+    }
+    return run.out;
+}
+
+// A sum in an order that follows from the size alone.
+template <class A>
+double sum_of(const A* values, int64_t size) {
+    constexpr int64_t kSums = 64;
+    A sums[kSums] = {};
+    int64_t i = 0;
+    for (; i + kSums <= size; i += kSums) {
+        SG2_SIMD for (int64_t k = 0; k < kSums; ++k) sums[k] += values[i + k];
+    }
+    for (int64_t k = 0; i + k < size; ++k) sums[k] += values[i + k];
+    for (int64_t half = kSums / 2; half > 0; half /= 2) {
+        SG2_SIMD for (int64_t k = 0; k < half; ++k) sums[k] += sums[k + half];
+    }
+    return sums[0];
+}
+
+// Derivatives and, while they are in the first cache, the sums over all that one element of the bias was added to. Sums
+// run over blocks that do not depend on the number of threads.
+template <class T, class A>
+void derivatives_and_sums(const Sg2BiasAct& args, const Arrays<T>& arrays, Compute<A> function,
+                          const BiasActScalars<A>& scalars, bool streamed, T* bias_sums) {
+    const int64_t step = args.bias_step, rows = (args.size + step - 1) / step;
+    const int64_t per_row = (step + kBlock - 1) / kBlock;
+    std::vector<double> sums(rows * per_row);
+    in_parts(rows * per_row, threads_for(args.size, args.threads), [&](int, int64_t begin, int64_t end) {
+        alignas(64) A block[kBlock];
+        Run<A> run{};
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t row = i / per_row, at = row * step + i % per_row * kBlock;
+            run.size = std::min({kBlock, (row + 1) * step - at, args.size - at});
+            if (run.size <= 0) continue;
+            sums[i] = sum_of(compute_at(arrays, at, run, function, scalars, streamed, block), run.size);
+        }
+        if (streamed) finish_streaming();
+    });
+    std::vector<double> totals(args.bias_size);
+    for (int64_t row = 0; row < rows; ++row) {
+        double& total = totals[row % args.bias_size];
+        for (int64_t i = 0; i < per_row; ++i) total += sums[row * per_row + i];
+    }
+    for (int64_t i = 0; i < args.bias_size; ++i) narrow(static_cast<A>(totals[i]), bias_sums[i]);
 }
 
 template <class T>
-void bias_act(const Sg2BiasAct& args, const void* first, const void* second, const void* bias,
-              const void* reference, void* out) {
+void bias_act(const Sg2BiasAct& args, const void* first, const void* second, void* bias, const void* reference,
+              void* out) {
     using A = typename Accumulator<T>::Type;
     const Arrays<T> arrays = {static_cast<const T*>(first), args.order > 1 ? static_cast<const T*>(second) : nullptr,
                               args.order > 0 ? static_cast<const T*>(reference) : nullptr, static_cast<T*>(out)};
-    prefer_large_pages(out, args.size * static_cast<int64_t>(sizeof(T)));
+    const int64_t bytes = args.size * static_cast<int64_t>(sizeof(T));
+    prefer_large_pages(out, bytes);
+    const bool streamed = kSame<T, A> && is_streamed(bytes);
     const Compute<A> function = compute_for<A>(args);
     const BiasActScalars<A> scalars = bias_act_scalars<T, A>(args);
+    if (args.order > 0 && args.bias_size > 0) {
+        return derivatives_and_sums(args, arrays, function, scalars, streamed, static_cast<T*>(bias));
+    }
     const Bias<A> table(args, static_cast<const T*>(bias));
-    const int64_t longest = kSame<T, A> ? args.size : kBlock;
-    const auto part = [&](int, int64_t begin, int64_t end) {
+    const int64_t longest = kSame<T, A> && !streamed ? args.size : kBlock;
+    in_parts(args.size, threads_for(args.size, args.threads), [&](int, int64_t begin, int64_t end) {
+        alignas(64) A block[kBlock];
         Run<A> run{};
         for (int64_t at = begin; at < end; at += run.size) {
             run.size = std::min({end - at, table.run_length(at), longest});
             table.set(run, at);
-            if constexpr (kSame<T, A>) {
-                compute_at(arrays, at, run, function, scalars);
-            } else {
-                compute_widened(arrays, at, run, function, scalars);
-            }
+            compute_at(arrays, at, run, function, scalars, streamed, block);
         }
-    };
-    in_parts(args.size, threads_for(args.size, args.threads), part);
+        if (streamed) finish_streaming();
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -351,8 +398,8 @@ void upfirdn2d(const Sg2Upfirdn2d& args, const double* taps, const void* x, void
 
 extern "C" {
 
-int sg2_bias_act(const Sg2BiasAct* args, const void* first, const void* second, const void* bias,
-                 const void* reference, void* out, void*) {
+int sg2_bias_act(const Sg2BiasAct* args, const void* first, const void* second, void* bias, const void* reference,
+                 void* out, void*) {
     using namespace sg2;
     const int error = check(args, first, second, bias, reference, out);
     if (error || args->size == 0) return error;

@@ -334,11 +334,12 @@ std::string architectures() {
 
 extern "C" {
 
-int sg2_bias_act(const Sg2BiasAct* args, const void* first, const void* second, const void* bias,
-                 const void* reference, void* out, void* stream) {
+int sg2_bias_act(const Sg2BiasAct* args, const void* first, const void* second, void* bias, const void* reference,
+                 void* out, void* stream) {
     using namespace sg2;
     const int error = check(args, first, second, bias, reference, out);
     if (error || args->size == 0) return error;
+    if (args->order > 0 && args->bias_size > 0) return kNoSums;
     const auto on = static_cast<cudaStream_t>(stream);
     switch (args->type) {
         case SG2_FLOAT32: return bias_act<float>(*args, first, second, bias, reference, out, on);

@@ -41,6 +41,8 @@ enum Sg2Activation {
 // order 2: out = first · second · d²y/dx²               first, second = gradient of y, and of order 1's out
 //
 // Orders 1 and 2 read the point of linearisation from `reference`, which holds y, or x + b for SG2_SWISH, and no bias.
+// Where bias_size is not 0 they write to `bias`: for each of its elements the sum of `out` over all elements that it
+// belongs to (not on CUDA).
 // Where |y| has reached the clamp they give 0. The y of SG2_LRELU tells its slope only for alpha ≥ 0.
 typedef struct {
     int64_t size;
@@ -55,7 +57,7 @@ typedef struct {
     int32_t threads;  // CPU: at most so many; 0: all. CUDA ignores it
 } Sg2BiasAct;
 
-SG2_EXPORT int sg2_bias_act(const Sg2BiasAct* args, const void* first, const void* second, const void* bias,
+SG2_EXPORT int sg2_bias_act(const Sg2BiasAct* args, const void* first, const void* second, void* bias,
                             const void* reference, void* out, void* stream);
 
 // y[n, c, my, mx] = Σ_ty Σ_tx taps[ty, tx] · u[n, c, my·down_y − pad_y + ty, mx·down_x − pad_x + tx], where

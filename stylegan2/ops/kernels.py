@@ -92,6 +92,8 @@ def _call(library: NativeLibrary, function: Any, x: Tensor, *pointers: Any) -> N
 # Bias and activation
 # ----------------------------------------------------------------------------------------------------------
 
+_SUMMED_RUN = 32  # elements side by side of one bias, from which on the kernels sum its gradient
+
 
 class BiasAct(NamedTuple):
     """The arguments of `bias_act` that are no tensors; `dim` ≥ 0, `clamp` None for none."""
@@ -158,6 +160,29 @@ def bias_act_derivative(
     Raises:
         StyleGAN2Error: tensors differ in type, shape or device, or are not what the kernels can read.
     """
+    return _derivative(library, first, second, at, p, with_sums=False)[0]
+
+
+def bias_act_gradients(
+    library: NativeLibrary, first: Tensor, at: Tensor, p: BiasAct
+) -> tuple[Tensor, Tensor]:
+    """Give (first · dy/dx, its sum over all dimensions but `p.dim`), in one pass where that is possible.
+
+    Args and Raises: as of `bias_act_derivative`.
+    """
+    gradient, sums = _derivative(library, first, None, at, p, with_sums=True)
+    return gradient, sum_to_bias(gradient, p) if sums is None else sums
+
+
+def sum_to_bias(gradient: Tensor, p: BiasAct) -> Tensor:
+    """The sum over all dimensions but that of the bias."""
+    others = [i for i in range(gradient.ndim) if i != p.dim]
+    return gradient.sum(others) if others else gradient
+
+
+def _derivative(
+    library: NativeLibrary, first: Tensor, second: Tensor | None, at: Tensor, p: BiasAct, with_sums: bool
+) -> tuple[Tensor, Tensor | None]:
     _check_input(library, "gradient of y", first)
     _check_like("x" if p.act == "swish" else "y", at, first.shape, first)
     layout = dense_format(at)
@@ -165,18 +190,24 @@ def bias_act_derivative(
     out = torch.empty_like(first, memory_format=layout)
     size = first.numel()
     if size == 0:
-        return out
+        return out, None
     order, address = 1, None
     if second is not None:
         _check_like("gradient of the gradient", second, first.shape, first)
         second = _dense(second, layout)
         order, address = 2, second.data_ptr()
-    arguments = _bias_act_arguments(size, 0, 1, p, TYPES[first.dtype], order, torch.get_num_threads())
+    sums, bias_size, step, to = None, 0, 1, None
+    if with_sums and library.kind == "cpu" and out.stride(p.dim) >= _SUMMED_RUN:
+        sums = torch.empty(out.shape[p.dim], dtype=out.dtype, device=out.device)
+        bias_size, step, to = sums.numel(), out.stride(p.dim), sums.data_ptr()
+    arguments = _bias_act_arguments(
+        size, bias_size, step, p, TYPES[first.dtype], order, torch.get_num_threads()
+    )
     _call(
         *(library, library.bias_act, first, arguments),
-        *(first.data_ptr(), address, None, at.data_ptr(), out.data_ptr()),
+        *(first.data_ptr(), address, to, at.data_ptr(), out.data_ptr()),
     )
-    return out
+    return out, sums
 
 
 @functools.lru_cache(maxsize=4096)

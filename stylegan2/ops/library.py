@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.ops import kernels, native
-from stylegan2.ops.kernels import BiasAct, Taps, dense_format, image_format, taps_of
+from stylegan2.ops.kernels import BiasAct, Taps, dense_format, image_format, sum_to_bias, taps_of
 from stylegan2.ops.native import NativeLibrary
 from stylegan2.ops.resampling import Sampling
 
@@ -123,9 +123,18 @@ def _point(g: Tensor, x: Maybe, b: Maybe, y: Maybe, p: BiasAct) -> Tensor:
     return needed if b is None else needed + p.along(b.detach(), needed.ndim)
 
 
-def _sum_to_bias(gradient: Tensor, p: BiasAct) -> Tensor:
-    others = [i for i in range(gradient.ndim) if i != p.dim]
-    return gradient.sum(others) if others else gradient
+def _gradients(g: Tensor, x: Maybe, b: Maybe, y: Maybe, p: BiasAct) -> tuple[Tensor, Tensor]:
+    """Order 1 and its sum for the bias.
+
+    In one pass over memory, unless it will be differentiated or torch's dispatcher decides: then torch sums,
+    which differs in the last digits.
+    """
+    library = _direct(g)
+    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (g, x, b))
+    if library is None or differentiable:
+        gradient = _gradient(g, x, b, y, p)
+        return gradient, sum_to_bias(gradient, p)
+    return kernels.bias_act_gradients(library, g, _point(g, x, b, y, p), p)
 
 
 # Formulas of both ways: they take what autograd gives them and answer for x, b or g, v, x, b.
@@ -135,8 +144,9 @@ def _bias_act_formula(ctx: Any, g: Maybe) -> Tensors:
     if g is None:
         return None, None
     x, b, y = ctx.saved_tensors
-    gradient = _gradient(g, x, b, y, ctx.p)
-    for_b = _sum_to_bias(gradient, ctx.p) if ctx.needs_input_grad[1] else None
+    if not ctx.needs_input_grad[1]:
+        return _gradient(g, x, b, y, ctx.p), None
+    gradient, for_b = _gradients(g, x, b, y, ctx.p)
     return gradient if ctx.needs_input_grad[0] else None, for_b
 
 
@@ -148,7 +158,7 @@ def _gradient_formula(ctx: Any, v: Maybe) -> Tensors:
     if g is None or not any(ctx.needs_input_grad[1:3]):
         return for_g, None, None
     curvature = _curvature(g, v, x, b, y, ctx.p)
-    for_b = _sum_to_bias(curvature, ctx.p) if ctx.needs_input_grad[2] else None
+    for_b = sum_to_bias(curvature, ctx.p) if ctx.needs_input_grad[2] else None
     return for_g, curvature if ctx.needs_input_grad[1] else None, for_b
 
 

@@ -53,6 +53,18 @@ def build_for_cpu(folder):
     return build.build_once(build.cpu_recipe()).library
 
 
+def build_streaming(folder):
+    """The same, but it streams every result of float32 and float64 that has an element."""
+    recipe = build.cpu_recipe()
+    library = folder / "streaming.so"
+    flags = [*recipe.flags, "-DSG2_STREAMED_BYTES=1", "-shared"]
+    tried = subprocess.run(
+        [*recipe.compiler, *flags, SOURCES / "cpu.cpp", "-o", library], capture_output=True, text=True
+    )
+    assert tried.returncode == 0, tried.stderr
+    return library
+
+
 def compile_emulation(folder):
     """`cuda.cu` with its launches turned into calls of the emulation."""
     text = (SOURCES / "cuda.cu").read_text(encoding="utf-8")
@@ -75,12 +87,14 @@ def compile_emulation(folder):
     return library
 
 
-@pytest.fixture(scope="session", params=["cpu", "emulated cuda"])
+MAKE = {"cpu": build_for_cpu, "cpu, streaming": build_streaming, "emulated cuda": compile_emulation}
+
+
+@pytest.fixture(scope="session", params=list(MAKE))
 def library(request, tmp_path_factory):
     if COMPILER is None:
         pytest.skip("no C++ compiler on this machine")
-    make = build_for_cpu if request.param == "cpu" else compile_emulation
-    loaded = ctypes.CDLL(str(make(tmp_path_factory.mktemp("csrc"))))
+    loaded = ctypes.CDLL(str(MAKE[request.param](tmp_path_factory.mktemp("csrc"))))
     loaded.sg2_error_message.restype = loaded.sg2_built_for.restype = ctypes.c_char_p
     return loaded
 
@@ -111,9 +125,9 @@ each_type = pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype)
 
 
 def bias_act(library, number, order, first, **options):
-    """Calls sg2_bias_act; `dim` is the bias's dimension."""
+    """Calls sg2_bias_act; `dim` is the bias's dimension, which with an `order` is summed into."""
     bias, dim = options.get("bias"), options.get("dim", 1)
-    out = torch.full_like(first, torch.nan)
+    out = options.get("out", torch.full_like(first, torch.nan))
     step = int(np.prod(first.shape[dim + 1 :])) if bias is not None else 1
     args = BiasAct(
         first.numel(),
@@ -200,6 +214,53 @@ def test_bias_runs_along_its_dimension(library, shape, dim, dtype):
     bias = torch.randn(shape[dim]).to(dtype)
     expected = x.double() + bias.double().reshape([-1 if i == dim else 1 for i in range(len(shape))])
     assert_close(bias_act(library, 0, 0, x, bias=bias, dim=dim), expected, dtype)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [((3, 7), 1), ((3, 7), 0), ((2, 3, 1, 1), 1), ((2, 5, 33, 32), 1), ((3, 2, 45, 70), 1), ((2, 4, 9), -1)],
+)
+@each_type
+def test_derivatives_are_summed_for_the_bias(library, shape, dim, dtype, order):
+    """Beside the same derivatives as without; rows of 1 to 4 blocks, full ones and others."""
+    dim %= len(shape)
+    rng = torch.Generator().manual_seed(0)
+    first, second, y = (torch.randn(shape, generator=rng).to(dtype) for _ in range(3))
+    options = {"second": second, "reference": y, "dim": dim, "gain": 1.3, "clamp": 0.8}
+    number = 2 if order == 1 else 3
+    expected = bias_act(library, number, order, first, **options)
+    sums = torch.full([shape[dim]], torch.nan, dtype=dtype)
+    if library.sg2_built_for().startswith(b"cuda"):
+        with pytest.raises(AssertionError, match="sums no derivatives"):
+            bias_act(library, number, order, first, bias=sums, **options)
+        return
+    assert torch.equal(bias_act(library, number, order, first, bias=sums, **options), expected)
+    others = [i for i in range(len(shape)) if i != dim]
+    # 16 bits: the terms were rounded, the kernels' sum of them in float is not
+    terms = expected.double()
+    scale = float(terms.abs().sum(others).max())
+    torch.testing.assert_close(sums.double(), terms.sum(others), rtol=0, atol=scale * TOLERANCE[dtype])
+    again = torch.full_like(sums, torch.nan)
+    bias_act(library, number, order, first, bias=again, threads=3, **options)
+    assert torch.equal(again, sums)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 63, 1023, 1024, 1025, 5000])
+def test_results_anywhere_in_memory(library, size, dtype):
+    """Streamed or not, every element is written once, and none beside them."""
+    x, reference = torch.randn(size, dtype=dtype), torch.randn(size, dtype=dtype)
+    for order in (0, 1):
+        expected = bias_act(library, 2, order, x, reference=reference)
+        assert not expected.isnan().any()
+        for offset in range(20):
+            around = torch.full([size + 40], 7.0, dtype=dtype)
+            around[offset : offset + size] = torch.nan
+            out = around[offset : offset + size]
+            bias_act(library, 2, order, x, reference=reference, out=out)
+            assert torch.equal(out, expected)
+            assert (around[:offset] == 7).all() and (around[offset + size :] == 7).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -400,12 +461,16 @@ def test_small_taps_are_as_exact_as_large_ones(library, shape, outer, up, layout
 def test_threads_change_no_bit(library, dtype):
     if library.sg2_built_for().startswith(b"cuda"):
         pytest.skip("a launch has the threads that it needs")
-    x = torch.randn(2, 32, 40, 40).to(dtype)
+    x, big = torch.randn(2, 32, 40, 40).to(dtype), torch.randn(2, 32, 41, 43).to(dtype)
     taps = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
     calls = [upfirdn2d(library, x, taps, (80, 80), (2, 2), pad=(2, 2), threads=n) for n in (1, 3)]
     assert torch.equal(*calls)
     bias = torch.randn(32).to(dtype)
     assert torch.equal(*[bias_act(library, 3, 0, x, bias=bias, threads=n) for n in (1, 3)])
+    sums = torch.empty(2, 32, dtype=torch.float64).to(dtype)
+    for own, threads in zip(sums, (1, 3), strict=True):
+        bias_act(library, 3, 1, big, bias=own, reference=big, threads=threads)
+    assert torch.equal(*sums)
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stylegan2 import ops
 from stylegan2.errors import StyleGAN2Error
-from stylegan2.ops import kernels, native
+from stylegan2.ops import kernels, library, native
 from stylegan2.ops.bias_act import ACTIVATIONS, bias_act
 from stylegan2.ops.upfirdn2d import setup_filter, upfirdn2d
 
@@ -189,9 +189,9 @@ def test_results_do_not_depend_on_threads():
     x, f = torch.randn(4, 16, 65, 67), setup_filter([1, 2, 3, 4, 4, 3, 2, 1])
 
     def function():
-        leaf = x.clone().requires_grad_()
-        y = upfirdn2d(bias_act(leaf, torch.ones(16), act="swish"), f, up=2, padding=(4, 3, 4, 3))
-        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaf)]
+        leaf, b = x.clone().requires_grad_(), torch.ones(16, requires_grad=True)
+        y = upfirdn2d(bias_act(leaf, b, act="swish"), f, up=2, padding=(4, 3, 4, 3))
+        return [y.detach(), *torch.autograd.grad(y, [leaf, b], torch.linspace(-1, 1, y.numel()).view_as(y))]
 
     threads = torch.get_num_threads()
     results = []
@@ -201,8 +201,8 @@ def test_results_do_not_depend_on_threads():
             results.append(function())
     finally:
         torch.set_num_threads(threads)
-    for y, gradient in results[1:]:
-        assert torch.equal(y, results[0][0]) and torch.equal(gradient, results[0][1])
+    for result in results[1:]:
+        assert all(torch.equal(*pair) for pair in zip(result, results[0], strict=True))
 
 
 def test_inputs_stay_as_they_are():
@@ -210,6 +210,86 @@ def test_inputs_stay_as_they_are():
     before = x.clone(), b.clone(), f.clone()
     upfirdn2d(bias_act(x, b, act="lrelu"), f, padding=2)
     assert torch.equal(x, before[0]) and torch.equal(b, before[1]) and torch.equal(f, before[2])
+
+
+@pytest.mark.parametrize("act", ["lrelu", "tanh", "swish"])
+def test_large_results_are_those_of_their_parts(act):
+    """Above the size from which results are streamed, and below."""
+    generator = torch.Generator().manual_seed(0)
+    x, b = torch.randn(3, 17, 411, 317, generator=generator), torch.randn(17, generator=generator)
+    assert x.numel() * 4 > 24 << 20
+
+    def function(x):
+        leaf, bias = x.detach().requires_grad_(), b.clone().requires_grad_()
+        y = bias_act(leaf, bias, act=act, clamp=0.9)
+        return y.detach(), *torch.autograd.grad(y, [leaf, bias], x)
+
+    whole, parts = function(x), [function(image[None]) for image in x]
+    assert torch.equal(whole[0], torch.cat([part[0] for part in parts]))
+    assert torch.equal(whole[1], torch.cat([part[1] for part in parts]))
+    exact = whole[1].double().sum([0, 2, 3]).float()
+    torch.testing.assert_close(whole[2], exact, rtol=1e-5, atol=1e-3)
+
+
+# The gradient of the bias
+
+
+def only_backward(function, *inputs):
+    """Value and first gradients, which nobody will differentiate."""
+    y = function(*inputs)
+    return [y.detach(), *torch.autograd.grad(y, inputs, torch.linspace(-1, 2, y.numel()).to(y).view_as(y))]
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)),
+    layout=st.sampled_from(LAYOUTS),
+    dim=st.integers(-4, 3),
+    act=st.sampled_from(sorted(ACTIVATIONS)),
+    clamp=st.sampled_from([None, 0.6]),
+)
+@settings(deadline=None, max_examples=60)
+def test_backward_pass_is_the_reference(shape, layout, dim, act, clamp):
+    x = laid_out(shape, layout)
+    b = torch.linspace(-1, 1, shape[dim], dtype=torch.float64, requires_grad=True)
+
+    def function(x, b):
+        return bias_act(x, b, dim=dim, act=act, clamp=clamp)
+
+    actual = only_backward(function, x, b)
+    with ops.use("reference"):
+        expected = only_backward(function, x, b)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    (alone,) = torch.autograd.grad(function(x.detach(), b), b, torch.ones(shape, dtype=torch.float64))
+    (both, _) = torch.autograd.grad(function(x, b), [b, x], torch.ones(shape, dtype=torch.float64))
+    assert torch.equal(alone, both)
+
+
+@pytest.mark.parametrize("clamp", [None, 0.9])
+@pytest.mark.parametrize("act", ["lrelu", "swish"])
+def test_the_gradient_of_a_bias_takes_no_pass_of_its_own(act, clamp, monkeypatch):
+    """Unless it will be differentiated: then it is summed as torch does."""
+    asked = []
+
+    def note(gradient, p):
+        asked.append(gradient.requires_grad)
+        return kernels.sum_to_bias(gradient, p)
+
+    monkeypatch.setattr(library, "sum_to_bias", note)
+    x, b = laid_out((2, 3, 8, 9), "contiguous"), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    y = bias_act(x, b, act=act, clamp=clamp)
+    (first,) = torch.autograd.grad(y.square().sum(), b, retain_graph=True)
+    assert asked == [] and not first.requires_grad
+    (second,) = torch.autograd.grad(y.square().sum(), b, create_graph=True)
+    assert asked == [True] and second.requires_grad
+    torch.testing.assert_close(first, second.detach())
+
+
+def test_the_gradient_of_a_bias_owns_its_memory():
+    x, b = torch.randn(2, 3, 8, 8, requires_grad=True), torch.zeros(3, requires_grad=True)
+    bias_act(x, b, act="lrelu").sum().backward()
+    assert b.grad.untyped_storage().nbytes() == 12
+    assert x.grad.untyped_storage().nbytes() == 4 * x.numel()
 
 
 # Filters are remembered
