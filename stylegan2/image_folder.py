@@ -1,24 +1,39 @@
-"""Folders of training images, with or without labels."""
+"""Training images in a folder or a ZIP file, with or without labels."""
 
+import io
 import json
+import lzma
 import struct
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stylegan2.errors import StyleGAN2Error
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LABELS = "dataset.json"
+MAX_MEMBER_BYTES = 2**30  # of a file in a ZIP: its header may promise anything
 _SHOWN = 10
 # All that Pillow's decoders raise for damaged files.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error)
+DECODING_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error),
+    Image.DecompressionBombError,
+)
+# All that zipfile raises for damaged or encrypted files, and for kinds of compression that it does not know.
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, LookupError),
+    *(RuntimeError, struct.error),
+)
+_ZIP_EXTRAS = "__MACOSX/"  # a second, unreadable file beside each file that macOS packs
 _GREY_MODES = ("L", "1", "LA")
 _MOST_CLASSES = 1 << 16
 _LARGEST_NUMBER = float(np.finfo(np.float32).max)
@@ -37,77 +52,160 @@ class ImageFolder:
     labels: NDArray[np.float32] | None
 
 
-def load_image_folder(folder: Path, size: tuple[int, int], resize: bool = False) -> ImageFolder:
-    """Load every image below a folder, and their labels if there is a dataset.json.
+@dataclass(frozen=True)
+class _Files:
+    """The files of a folder or ZIP file.
+
+    Attributes:
+        place: path of the folder or ZIP file.
+        images: names of the images, in the order of their paths.
+        has_labels: whether there is a file of labels.
+        read: gives the content of a file; raises StyleGAN2Error that does not name it.
+    """
+
+    place: Path
+    images: list[str]
+    has_labels: bool
+    read: Callable[[str], bytes]
+
+
+def load_image_folder(
+    folder: Path, size: tuple[int, int], resize: bool = False, purpose: str = "trained on"
+) -> ImageFolder:
+    """Load every image below a folder or in a ZIP file, and their labels if there is a dataset.json.
 
     The file of labels holds `{"labels": [["a/0001.png", 3], …]}`: a path below the folder and the number of a
     class, or a list of numbers; `{"labels": null}` says that there are none.
 
+    An EXIF orientation is applied. Nothing of a ZIP file is unpacked to disk.
+
     Args:
-        folder: is searched at every depth.
+        folder: is searched at every depth; or a ZIP file of images.
         size: height and width that the images must have.
         resize: scale images of another size; what exceeds the aspect ratio is cut off, equally at both ends.
+        purpose: what they cannot be, for messages.
 
     Raises:
-        StyleGAN2Error: naming every image that is unreadable or of another size, and everything that is wrong
-            with the labels.
+        StyleGAN2Error: naming every image that is unreadable, transparent, deeper than 8 bits or of another
+            size, and everything that is wrong with the labels.
     """
-    paths = _image_paths(folder)
-    problems: list[str] = []
-    loaded: list[NDArray[np.uint8]] = []
-    for path in paths:
-        try:
-            loaded.append(_load(path, size, resize))
-        except StyleGAN2Error as error:
-            problems.append(str(error))
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    labels = None
-    if (folder / LABELS).is_file():
-        try:
-            labels = _read_labels(folder / LABELS, names)
-        except StyleGAN2Error as error:
-            problems.append(str(error))
+    with _open_files(folder) as files:
+        problems: list[str] = []
+        loaded: list[NDArray[np.uint8]] = []
+        for name in files.images:
+            try:
+                loaded.append(_load(files, name, size, resize))
+            except StyleGAN2Error as error:
+                problems.append(str(error))
+        labels = None
+        if files.has_labels:
+            try:
+                labels = _read_labels(files)
+            except StyleGAN2Error as error:
+                problems.append(str(error))
     if problems:
         more = len(problems) - _SHOWN
         shown = problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-        raise StyleGAN2Error(f"{folder} cannot be trained on:\n  - " + "\n  - ".join(shown))
+        raise StyleGAN2Error(f"{folder} cannot be {purpose}:\n  - " + "\n  - ".join(shown))
     channels = max(image.shape[2] for image in loaded)
     images = [np.repeat(image, channels // image.shape[2], axis=2) for image in loaded]
     return ImageFolder(np.stack(images), labels)
 
 
 def image_batches(folder: Path) -> Iterator[NDArray[np.uint8]]:
-    """Read the images below a folder one by one, whatever their sizes.
+    """Read the images below a folder, or in a ZIP file, one by one, whatever their sizes.
 
     Yields:
         uint8 [1, H, W, 1 or 3], in the order of their paths.
 
     Raises:
-        StyleGAN2Error: when there is none, or one is unreadable.
+        StyleGAN2Error: when there is none, or one is unreadable, transparent or deeper than 8 bits.
     """
-    for path in _image_paths(folder):
-        yield _load(path)[None]
+    with _open_files(folder) as files:
+        for name in files.images:
+            yield _load(files, name)[None]
 
 
-def _image_paths(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise StyleGAN2Error(f"there is no folder {folder}; expected one with images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not paths:
-        raise StyleGAN2Error(f"{folder} holds no images; expected files ending in {', '.join(SUFFIXES)}")
-    return paths
+@contextmanager
+def _open_files(place: Path) -> Iterator[_Files]:
+    if place.is_dir():
+        paths = sorted(path for path in place.rglob("*") if _is_image(path.name) and path.is_file())
+        names = [path.relative_to(place).as_posix() for path in paths]
+        _check_any(place, names)
+        yield _Files(place, names, (place / LABELS).is_file(), lambda name: _read_file(place / name))
+    elif place.is_file():
+        try:
+            archive = zipfile.ZipFile(place)
+        except _ZIP_ERRORS as error:
+            raise StyleGAN2Error(
+                f"{place} is not a usable ZIP file ({error}); expected a folder or a ZIP file of images"
+            ) from None
+        with archive:
+            yield _zip_files(place, archive)
+    else:
+        raise StyleGAN2Error(f"there is no folder {place}; expected one with images, or a ZIP file of images")
 
 
-def _load(path: Path, size: tuple[int, int] | None = None, resize: bool = False) -> NDArray[np.uint8]:
-    """Read one image as uint8 [H, W, 1 or 3]."""
+def _zip_files(place: Path, archive: zipfile.ZipFile) -> _Files:
+    """List a ZIP file. Names in it are nothing but names here: no path is made of them."""
+    members = [
+        member
+        for member in archive.infolist()
+        if not member.is_dir() and not member.filename.startswith(_ZIP_EXTRAS)
+    ]
+    counts = Counter(member.filename for member in members)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise StyleGAN2Error(
+            f"{place}: more than one file of the name {', '.join(twice[:_SHOWN])} ({len(twice)} names in "
+            "all); pack the images again"
+        )
+    known = {member.filename: member for member in members}
+    names = sorted(filter(_is_image, known), key=PurePosixPath)  # as in a folder
+    _check_any(place, names)
+
+    def read(name: str) -> bytes:
+        if known[name].file_size > MAX_MEMBER_BYTES:
+            raise StyleGAN2Error(
+                f"has {known[name].file_size:,} bytes, expected at most {MAX_MEMBER_BYTES:,}; leave it out"
+            )
+        try:
+            return archive.read(known[name])
+        except _ZIP_ERRORS as error:
+            raise StyleGAN2Error(f"cannot be read from the ZIP file ({error}); pack it again") from None
+
+    return _Files(place, names, LABELS in known, read)
+
+
+def _read_file(path: Path) -> bytes:
     try:
-        with Image.open(path) as file:
-            deep = _is_deep(file)
-            image = file.convert("L" if file.mode in _GREY_MODES else "RGB")
-    except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
+        return path.read_bytes()
+    except OSError as error:
+        raise StyleGAN2Error(f"cannot be read ({error.strerror or error})") from None
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _check_any(place: Path, names: list[str]) -> None:
+    if not names:
+        raise StyleGAN2Error(f"{place} holds no images; expected files ending in {', '.join(SUFFIXES)}")
+
+
+def _load(
+    files: _Files, name: str, size: tuple[int, int] | None = None, resize: bool = False
+) -> NDArray[np.uint8]:
+    """Read one image as uint8 [H, W, 1 or 3]."""
+    path = files.place / name
+    try:
+        image = decode_image(files.read(name))
+    except UnidentifiedImageError:  # its text names an object in memory
+        raise StyleGAN2Error(f"{path}: not a readable image, of no kind that is known") from None
+    except StyleGAN2Error as error:
+        raise StyleGAN2Error(f"{path}: {error}") from None
+    except DECODING_ERRORS as error:
         raise StyleGAN2Error(f"{path}: not a readable image ({error})") from None
-    if deep:
-        raise StyleGAN2Error(f"{path}: more than 8 bits a channel, expected 8; convert it")
     if size is not None and image.size != size[::-1]:
         height, width = size
         if not resize:
@@ -118,6 +216,36 @@ def _load(path: Path, size: tuple[int, int] | None = None, resize: bool = False)
         image = _fill(image, width, height)
     pixels = np.asarray(image, np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """Decode an image file, and turn it as its EXIF orientation says.
+
+    Returns:
+        An image of mode L, or RGB.
+
+    Raises:
+        StyleGAN2Error: it has more than 8 bits a channel, or makes use of transparency; the file is not
+            named.
+        DECODING_ERRORS: what Pillow raises for a file that is damaged or no image.
+    """
+    with Image.open(io.BytesIO(content)) as file:
+        if _is_deep(file):
+            raise StyleGAN2Error("more than 8 bits a channel, expected 8; convert it")
+        if not is_opaque(file):
+            raise StyleGAN2Error("got transparency, expected none; convert it")
+        image = ImageOps.exif_transpose(file)
+        if image.mode == "P":
+            image = image.convert("RGBA")  # Pillow warns when a palette loses its transparency
+        return image.convert("L" if file.mode in _GREY_MODES else "RGB")
+
+
+def is_opaque(image: Image.Image) -> bool:
+    """Whether no pixel makes use of transparency, be it an alpha channel or a transparent colour."""
+    if not image.has_transparency_data:
+        return True
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return lowest == 255
 
 
 def _is_deep(file: Image.Image) -> bool:
@@ -137,10 +265,15 @@ def _fill(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 
-def _read_labels(path: Path, names: list[str]) -> NDArray[np.float32] | None:
-    """Read labels [N, c_dim] in the order of the names; numbers of classes become one-hot."""
+def _read_labels(files: _Files) -> NDArray[np.float32] | None:
+    """Read labels [N, c_dim] in the order of the images; numbers of classes become one-hot."""
+    path, names = files.place / LABELS, files.images
     try:
-        entries = json.loads(path.read_bytes())["labels"]
+        content = files.read(LABELS)
+    except StyleGAN2Error as error:
+        raise StyleGAN2Error(f"{path}: {error}") from None
+    try:
+        entries = json.loads(content)["labels"]
         if entries is None:  # images without labels
             return None
         pairs = [(name, label) for name, label in entries]

@@ -14,13 +14,16 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.func import functional_call
 
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.files import write_atomically
-from stylegan2.images import from_uint8
+from stylegan2.image_folder import DECODING_ERRORS, decode_image
+from stylegan2.images import from_uint8, to_uint8
+from stylegan2.network_folder import read_tensors
 from stylegan2.networks.generator import Generator
 from stylegan2.sampling import class_label, raise_problems
 
@@ -28,7 +31,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # two float [N, C, H, W] in −1.
 
 _NOISE_BUFFER = "noise_const"
 _COARSEST_NOISE = 8  # the pyramid of a noise map ends at 8×8
-_READABLE_MODES = ("1", "L", "P", "RGB")
+_NOISE_KEY = "noise/"
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def project(
     *,
     class_index: int | None = None,
     watch: Callable[[Step], None] = lambda step: None,
+    film: Callable[[Tensor], None] | None = None,
+    film_interval: int = 1,
 ) -> Projection:
     """Search for the latent of an image. The generator itself is left as it is.
 
@@ -131,6 +136,9 @@ def project(
         options: None = those of the paper.
         class_index: the class whose latents are searched; None exactly when the generator has no classes.
         watch: called before each step.
+        film: called with float [1, C, H, W], drawn from w without the noise on it, before each
+            `film_interval`-th step; None = draw nothing more. What is found does not depend on it.
+        film_interval: steps from one image to the next.
 
     Raises:
         StyleGAN2Error: for a target of another size, options out of range, or a search that diverges.
@@ -175,6 +183,9 @@ def project(
             raise StyleGAN2Error(f"projection diverged: loss {step.loss} at step {index}; lower max_lr")
         history.append(step)
         watch(step)
+        if film is not None and index % film_interval == 0:
+            with torch.no_grad():
+                film(_draw(generator, w, noise))
         optimiser.zero_grad(set_to_none=True)
         loss.backward(inputs=[w, *noise.values()])
         optimiser.step()
@@ -252,13 +263,13 @@ def noise_buffers(generator: Generator) -> Iterator[tuple[str, Tensor]]:
 def read_target(path: Path, generator: Generator) -> tuple[Tensor, list[str]]:
     """Read the image to be projected; crop its centre and resize it to what the generator draws.
 
-    Pixels are taken as stored; EXIF orientation is ignored.
+    EXIF orientation is applied.
 
     Returns:
         Float [1, C, H, W] in −1..1, and what had to be changed, in words.
 
     Raises:
-        StyleGAN2Error: when the file is missing, damaged, or no 8-bit grey or RGB image.
+        StyleGAN2Error: when the file is missing or damaged, has more than 8 bits a channel or transparency.
     """
     height, width = generator.img_size
     image = _read_image(path)
@@ -283,9 +294,73 @@ def read_target(path: Path, generator: Generator) -> tuple[Tensor, list[str]]:
 
 def save_projection(path: Path, projection: Projection) -> None:
     """Write `ws` [1, num_ws, w_dim] and every `noise/<buffer>` [H, W] as safetensors."""
-    tensors = {"ws": projection.ws} | {f"noise/{name}": value for name, value in projection.noise.items()}
+    tensors = {"ws": projection.ws} | {
+        f"{_NOISE_KEY}{name}": value for name, value in projection.noise.items()
+    }
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomically(path, safetensors.torch.save(tensors))
+
+
+def load_projection(path: Path, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """Read what `save_projection` wrote, or another file of such tensors.
+
+    Args:
+        path: safetensors file with `ws` [N, num_ws, w_dim] and maybe `noise/<buffer>` [H, W].
+        generator: that it is to be drawn with.
+
+    Returns:
+        `ws`, and the noise maps by the name of the synthesis network's buffer, on the generator's device.
+
+    Raises:
+        StyleGAN2Error: when the file is missing or damaged; naming all that does not fit the generator.
+    """
+    if not path.is_file():
+        raise StyleGAN2Error(f"{path}: no such file; expected a projected_w.safetensors of `project`")
+    tensors = read_tensors(path)
+    ws = tensors.pop("ws", None)
+    expected = [generator.num_ws, generator.w_dim]
+    problems = []
+    if ws is None or ws.ndim != 3 or list(ws.shape[1:]) != expected or len(ws) == 0:
+        got = "none" if ws is None else list(ws.shape)
+        problems.append(f"ws: got {got}, expected [N, {expected[0]}, {expected[1]}] with N ≥ 1")
+    buffers = {f"{_NOISE_KEY}{name}": buffer for name, buffer in noise_buffers(generator)}
+    for key, value in tensors.items():
+        if key not in buffers:
+            problems.append(f"{key}: is unknown to the network")
+        elif value.shape != buffers[key].shape:
+            problems.append(f"{key}: got {list(value.shape)}, expected {list(buffers[key].shape)}")
+    for key, value in {**tensors, **({} if ws is None else {"ws": ws})}.items():
+        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            problems.append(f"{key}: expected finite floating-point numbers")
+    if problems:
+        raise StyleGAN2Error(
+            f"{path} does not fit this network; name the one that it was projected with:\n  - "
+            + "\n  - ".join(problems)
+        )
+    assert ws is not None
+    device = next(generator.parameters()).device
+    noise = {key.removeprefix(_NOISE_KEY): value.to(device).float() for key, value in tensors.items()}
+    return ws.to(device).float(), noise
+
+
+@torch.no_grad()
+def draw_projection(
+    generator: Generator, ws: Tensor, noise: dict[str, Tensor], noise_mode: str = "const"
+) -> Iterator[NDArray[np.uint8]]:
+    """Draw an image from each row of what `load_projection` gives.
+
+    Args:
+        generator: from `sampling.load_generator`.
+        ws: [N, num_ws, w_dim].
+        noise: maps [H, W] in the place of the network's own; one that is missing stays.
+        noise_mode: `const`, or `none`: without noise.
+
+    Yields:
+        uint8 [H, W, C].
+    """
+    for row in ws.split(1):
+        image = to_uint8(_draw(generator, row, noise, noise_mode))[0]  # [C, H, W]
+        yield image.permute(1, 2, 0).cpu().numpy()
 
 
 def save_history(path: Path, history: list[Step]) -> None:
@@ -299,11 +374,11 @@ def save_history(path: Path, history: list[Step]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def _draw(generator: Generator, w: Tensor, noise: dict[str, Tensor]) -> Tensor:
+def _draw(generator: Generator, w: Tensor, noise: dict[str, Tensor], noise_mode: str = "const") -> Tensor:
     """Draw from w [1, 1 or num_ws, w_dim] with these noise maps in the place of the network's own."""
     ws = w.expand(-1, generator.num_ws, -1)
     image: Tensor = functional_call(
-        generator.synthesis, noise, (ws,), {"noise_mode": "const", "force_fp32": True}
+        generator.synthesis, noise, (ws,), {"noise_mode": noise_mode, "force_fp32": True}
     )
     return image
 
@@ -318,22 +393,12 @@ def _renormalise(noise: dict[str, Tensor]) -> None:
 
 def _read_image(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as file:
-            file.load()
-            image = file.copy()
+        return decode_image(path.read_bytes())
     except FileNotFoundError:
         raise StyleGAN2Error(f"{path}: no such image; expected a PNG, JPEG or TIFF file") from None
     except UnidentifiedImageError:
         raise StyleGAN2Error(f"{path}: not an image; expected a PNG, JPEG or TIFF file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except StyleGAN2Error as error:
+        raise StyleGAN2Error(f"{path}: {error}") from None
+    except DECODING_ERRORS as error:
         raise StyleGAN2Error(f"{path}: cannot be read ({error}); save it again") from None
-    if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema() == (255, 255):
-        image = image.convert(image.mode[:-1])
-    if image.mode == "P":
-        image = image.convert("RGB")
-    if image.mode not in _READABLE_MODES:
-        raise StyleGAN2Error(
-            f"{path}: got an image of kind {image.mode}, expected 8-bit grey or RGB without transparency; "
-            "convert it"
-        )
-    return image.convert("L") if image.mode == "1" else image

@@ -13,6 +13,8 @@ from stylegan2.images import image_grid
 from stylegan2.networks.generator import Generator
 from stylegan2.sampling import BATCH, draw_ws, raise_problems, seeds_to_ws
 
+_SHOWN = 5  # wrong layers in a message
+
 
 @dataclass(frozen=True)
 class StyleMixture:
@@ -48,7 +50,11 @@ def layer_problems(layers: Sequence[int], num_ws: int) -> list[str]:
     wrong = [str(layer) for layer in layers if not 0 <= layer < num_ws]
     if not wrong:
         return []
-    return [f"styles: got layer {', '.join(wrong)}, expected 0 to {num_ws - 1}, the layers of this network"]
+    more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return [
+        f"styles: got layer {', '.join(wrong[:_SHOWN])}{more}, expected 0 to {num_ws - 1}, the layers of "
+        "this network"
+    ]
 
 
 def mix_ws(base: Tensor, donor: Tensor, layers: Sequence[int]) -> Tensor:

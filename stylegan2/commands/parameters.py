@@ -173,6 +173,9 @@ class_option: Decorator = click.option(
     metavar="N",
     help="Class to draw, from 0; needed exactly by networks with classes.",
 )
+resize_option: Decorator = click.option(
+    "--resize", is_flag=True, help="Scale and crop images of another size."
+)
 batch_option: Decorator = click.option(
     "--batch", type=click.IntRange(1), default=8, show_default=True, help="Images computed at once."
 )
@@ -242,14 +245,14 @@ class Drawing:
 
     def load_generator(
         self,
-        seeds: Sequence[int],
+        seeds: Sequence[int] | None,
         problems: Problems,
         check: Callable[["Generator"], Sequence[str]] = lambda generator: (),
     ) -> "Generator":
         """Load the network onto its device, and say what computes there.
 
         Args:
-            seeds: to draw from.
+            seeds: to draw from; None = from w itself, to which truncation and class do not apply.
             problems: what is wrong with the command's other arguments.
             check: names what is wrong with those that depend on the network.
 
@@ -264,12 +267,17 @@ class Drawing:
             place = select_device(self.device)
         with problems.gather():
             generator = load_generator(find_network_folder(self.network))
-            problems.add(
-                *sampling_problems(
-                    generator, seeds, self.psi, class_index=self.class_index, truncation_cutoff=self.cutoff
-                ),
-                *check(generator),
-            )
+            if seeds is not None:
+                problems.add(
+                    *sampling_problems(
+                        generator,
+                        seeds,
+                        self.psi,
+                        class_index=self.class_index,
+                        truncation_cutoff=self.cutoff,
+                    )
+                )
+            problems.add(*check(generator))
         problems.raise_if_any()
         announce_implementation(place)  # now, not amid a progress bar
         return generator.to(place)

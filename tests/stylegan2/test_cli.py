@@ -22,7 +22,7 @@ from stylegan2.images import image_grid
 from stylegan2.network_folder import read_config, write_config
 from stylegan2.networks.generator import Generator
 from stylegan2.ops import allocation
-from stylegan2.sampling import load_generator, sample_images
+from stylegan2.sampling import load_generator, sample_images, seeds_to_ws
 from tests.stylegan2.small_networks import KWARGS, write_network
 
 TRAINED = {"options": {"resolution": 16, "gamma": 0.5, "ema_rampup": None}, "images_seen": 4000}
@@ -274,6 +274,8 @@ def test_mix_names_layers_that_are_not_there(network: Path, tmp_path: Path) -> N
     result = run(*arguments, "--styles", "4-7", "--class", 1, fails=1)
     assert "styles: got layer 6, 7, expected 0 to 5" in result.output and "no classes" in result.output
     assert "0, 1, 2 follow the column" in run(*arguments).output
+    message = run(*arguments, "--styles", "0-99", "--overwrite", fails=1).output
+    assert "styles: got layer 6, 7, 8, 9, 10 and 89 more, expected 0 to 5" in message
 
 
 # interpolate
@@ -334,6 +336,120 @@ def test_project_names_every_problem(network: Path, tmp_path: Path) -> None:
     result = run("project", network, *target, *weights, "-o", tmp_path / "out", fails=1)
     for part in ("4 problems", "is a file", "both are 0", "no classes", "no such image"):
         assert part in result.output
+
+
+def project_quickly(network: Path, tmp_path: Path, *options: object, out: str = "projected") -> Path:
+    target = tmp_path / "target.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(target)
+    weights = ("--perceptual-weight", 0, "--pixel-weight", 1)
+    run("project", network, "--target", target, *weights, *options, "-o", tmp_path / out)
+    return tmp_path / out
+
+
+@pytest.mark.parametrize("suffix", ["gif", "mp4"])
+def test_a_search_can_be_filmed(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    network = write_network(tmp_path / "gan", noise=0.2)
+    plain = project_quickly(network, tmp_path, "--steps", 7)
+    filmed = project_quickly(network, tmp_path, "--steps", 7, "--save-video", f"x.{suffix}", out="filmed")
+    for path in plain.iterdir():
+        assert (filmed / path.name).read_bytes() == path.read_bytes()
+    if suffix == "gif":
+        with Image.open(filmed / "x.gif") as gif:
+            assert (gif.n_frames, gif.size) == (8, (32, 16))
+            frame = np.asarray(gif.convert("RGB")).astype(int)
+            gif.seek(7)
+            last = np.asarray(gif.convert("RGB")).astype(int)
+        target, start, found = (pixels(plain / f"{name}.png") for name in ("target", "start", "projected"))
+        assert np.abs(frame - np.concatenate([target, start], axis=1)).mean() < 12  # the palette's loss
+        assert np.abs(last - np.concatenate([target, found], axis=1)).mean() < 12
+    else:
+        assert (filmed / "x.mp4").stat().st_size > 0
+
+
+def test_a_long_search_is_filmed_in_few_frames(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stylegan2.commands.project._MOST_FRAMES", 3)
+    out = project_quickly(network, tmp_path, "--steps", 8, "--save-video", "x.gif")
+    with Image.open(out / "x.gif") as gif:
+        assert gif.n_frames == 4  # before steps 0, 3 and 6, and the result
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.avi", "x.avi: expected a file name ending in .gif or .mp4"),
+        ("a/x.gif", "got 'a/x.gif', expected the name of a file in OUT"),
+    ],
+)
+def test_films_have_a_name_in_the_folder(name: str, message: str, network: Path, tmp_path: Path) -> None:
+    arguments = ("--target", tmp_path / "absent.png", "--save-video", name, "-o", tmp_path / "out")
+    result = run("project", network, *arguments, fails=1)
+    assert f"save-video: {message}" in result.output and "2 problems" in result.output
+
+
+# generate, from what was projected
+
+
+@pytest.mark.parametrize("c_dim", [0, 2])
+def test_what_was_projected_is_drawn_again(c_dim: int, tmp_path: Path) -> None:
+    network = write_network(tmp_path / "gan", noise=0.3, c_dim=c_dim)
+    label = ("--class", 1) if c_dim else ()
+    found = project_quickly(network, tmp_path, "--steps", 4, "--per-layer", *label)
+    command = ("generate", network, "--projected-w", found / "projected_w.safetensors")
+    run(*command, "-o", tmp_path / "out", "--grid", "grid.png")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"proj00.png", "grid.png"}
+    assert np.array_equal(pixels(tmp_path / "out/proj00.png"), pixels(found / "projected.png"))
+    run(*command, "-o", tmp_path / "plain", "--noise-mode", "none")
+    assert not np.array_equal(pixels(tmp_path / "plain/proj00.png"), pixels(found / "projected.png"))
+
+
+def test_several_ws_without_noise_maps_take_the_networks_own(tmp_path: Path) -> None:
+    network = write_network(tmp_path / "gan", noise=0.3)
+    ws = seeds_to_ws(load_generator(network), [4, 9])
+    save_file({"ws": ws}, tmp_path / "w.safetensors")
+    run("generate", network, "--projected-w", tmp_path / "w.safetensors", "-o", tmp_path / "out")
+    for index, image in enumerate(images(network, [4, 9])):
+        drawn = pixels(tmp_path / f"out/proj{index:02d}.png").astype(int)
+        assert np.abs(drawn - image).max() <= 1
+
+
+def test_a_projected_w_excludes_what_decides_on_w(network: Path, tmp_path: Path) -> None:
+    save_file({"ws": torch.zeros(1, 5, 16)}, tmp_path / "w.safetensors")
+    options = ("--seeds", "1", "--trunc", 1, "--cutoff", 2, "--class", 0, "--noise-mode", "random")
+    command = ("generate", network, "--projected-w", tmp_path / "w.safetensors", "-o", tmp_path / "out")
+    result = run(*command, *options, fails=1)
+    for part in (
+        "3 problems",
+        "projected-w: is w itself, which --seeds, --trunc, --cutoff, --class would decide on",
+        "noise-mode: got random",
+        "ws: got [1, 5, 16], expected [N, 6, 16]",
+    ):
+        assert part in result.output
+    result = run("generate", network, "-o", tmp_path / "out", fails=1)
+    assert "give one of --seeds and --projected-w" in result.output
+
+
+def test_files_that_hold_no_projection_are_named(network: Path, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    command = ("generate", network, "--projected-w", path, "-o", tmp_path / "out")
+    assert "no such file; expected a projected_w.safetensors" in run(*command, fails=1).output
+    path.write_bytes(b"text")
+    assert "is not a usable safetensors file" in run(*command, fails=1).output
+    noise = {"noise/b4.conv1.noise_const": torch.zeros(3, 3), "noise/other": torch.zeros(1)}
+    save_file({"ws": torch.full((1, 6, 16), float("nan")), **noise}, path)
+    output = run(*command, fails=1).output
+    for part in (
+        "does not fit this network",
+        "ws: expected finite",
+        "noise/other: is unknown to the network",
+    ):
+        assert part in output
+    assert "noise_const: got [3, 3], expected [4, 4]" in output
+    save_file({"w": torch.zeros(1)}, path)
+    assert "ws: got none" in run(*command, fails=1).output
 
 
 # export, info, import

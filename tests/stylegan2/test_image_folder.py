@@ -1,7 +1,9 @@
-"""Folders of training images: what is read, what is refused, and that everything wrong is named at once."""
+"""Folders and ZIP files of images: what is read, what is refused, and that all that is wrong is named."""
 
+import contextlib
 import json
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
+from stylegan2 import image_folder
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.image_folder import LABELS, image_batches, load_image_folder
 
@@ -255,3 +258,171 @@ def test_malformed_labels_say_what_is_expected(text: str, folder: Path) -> None:
         StyleGAN2Error, match=r'dataset\.json: .*expected \{"labels": \[\["image\.png", 0\], …\]\}'
     ):
         load_image_folder(folder, SIZE)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Transparency and orientation
+# ----------------------------------------------------------------------------------------------------------
+
+
+def palette(alpha: int | bytes) -> tuple[Image.Image, dict[str, Any]]:
+    image = Image.fromarray(colour(9)).quantize(4)
+    return image, {"transparency": alpha}
+
+
+def transparent_images() -> list[tuple[str, Image.Image, dict[str, Any]]]:
+    half = np.dstack([colour(9), np.full(SIZE, 128, np.uint8)])
+    grey_half = np.dstack([grey(9), grey(0)])
+    return [
+        ("rgba.png", Image.fromarray(half), {}),
+        ("rgba.webp", Image.fromarray(half), {"lossless": True}),
+        ("la.png", Image.fromarray(grey_half), {}),
+        ("p.png", *palette(0)),
+        ("bytes.png", *palette(bytes([7, 7, 7, 7]))),
+        ("rgb.png", Image.fromarray(colour(9)), {"transparency": (9, 10, 11)}),
+        ("l.png", Image.fromarray(grey(9)), {"transparency": 9}),
+    ]
+
+
+def test_transparent_images_are_refused(tmp_path: Path) -> None:
+    pictures = transparent_images()
+    for name, image, options in pictures:
+        image.save(tmp_path / name, **options)
+    with pytest.raises(StyleGAN2Error) as caught:
+        load_image_folder(tmp_path, SIZE)
+    for name, _, _ in pictures:
+        assert f"{tmp_path / name}: got transparency, expected none" in str(caught.value)
+    with pytest.raises(StyleGAN2Error, match="got transparency"):
+        list(image_batches(tmp_path))
+
+
+def test_an_alpha_that_is_opaque_everywhere_is_dropped(tmp_path: Path) -> None:
+    opaque = np.full(SIZE, 255, np.uint8)
+    save(tmp_path / "a.png", np.dstack([colour(9), opaque]))
+    image, options = palette(bytes([255] * 4))
+    image.save(tmp_path / "b.png", **options)
+    Image.fromarray(colour(9)).save(tmp_path / "c.png", transparency=(0, 0, 0))  # occurs nowhere
+    images = load_image_folder(tmp_path, SIZE).images
+    assert np.array_equal(images, np.stack([colour(9)] * 3))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    save(tmp_path / "a.png", np.dstack([grey(9), opaque]))
+    assert np.array_equal(load_image_folder(tmp_path, SIZE).images, np.full((1, *SIZE, 1), 9))
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_an_orientation_is_applied(suffix: str, tmp_path: Path) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+    Image.fromarray(stored).save(tmp_path / f"a.{suffix}", exif=exif, lossless=True)
+    assert np.array_equal(load_image_folder(tmp_path, SIZE[::-1]).images[0], np.rot90(stored, -1))
+    with pytest.raises(StyleGAN2Error, match=r"got 8×4 \(height × width\), expected 4×8"):
+        load_image_folder(tmp_path, SIZE)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# ZIP files
+# ----------------------------------------------------------------------------------------------------------
+
+
+def packed(folder: Path, compression: int = zipfile.ZIP_STORED) -> Path:
+    """Pack a folder into a ZIP file beside it, in the reverse order of its paths."""
+    path = folder.with_name(f"{folder.name}.zip")
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.mkdir("b")
+        for file in sorted(folder.rglob("*"), reverse=True):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder).as_posix())
+    return path
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_zip_file_gives_what_the_folder_gives(compression: int, folder: Path) -> None:
+    save(folder / "b.png", colour(3))  # after b/0.png as a path, before it as text
+    labels = [["c.PNG", 2], ["a.png", 0], ["b/0.png", 1], ["b.png", 1]]
+    write_labels(folder, labels)
+    expected = load_image_folder(folder, SIZE)
+    archive = packed(folder, compression)
+    before = sorted(folder.parent.rglob("*"))
+    found = load_image_folder(archive, SIZE)
+    assert np.array_equal(found.images, expected.images)
+    assert found.labels is not None and expected.labels is not None
+    assert np.array_equal(found.labels, expected.labels)
+    assert np.array_equal(np.concatenate(list(image_batches(archive))), expected.images)
+    assert sorted(folder.parent.rglob("*")) == before  # nothing is unpacked
+
+
+def test_everything_wrong_in_a_zip_file_is_named_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    save(folder / "large.png", colour(1, (8, 16)))
+    save(folder / "a.png", colour(1))
+    (folder / "text.jpg").write_text("not an image")
+    write_labels(folder, [["a.png", 0]])
+    archive = packed(folder)
+    with pytest.raises(StyleGAN2Error) as caught:
+        load_image_folder(archive, SIZE)
+    for part in (
+        f"{archive} cannot be trained on:",
+        f"  - {archive}/large.png: got 8×16",
+        f"  - {archive}/text.jpg: not a readable image",
+        f"  - {archive}/dataset.json: no label for large.png, text.jpg (2 in all)",
+    ):
+        assert part in str(caught.value)
+    assert "BytesIO" not in str(caught.value)
+
+
+def test_names_that_lead_elsewhere_lead_nowhere(tmp_path: Path) -> None:
+    """They are names of labels and messages; and what macOS packs beside the images is no image."""
+    picture = save(tmp_path / "a.png", colour(4)).read_bytes()
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("../../b.png", picture)
+        archive.writestr("/c.png", picture)
+        archive.writestr("__MACOSX/._c.png", b"no image")
+        archive.writestr("dataset.json", json.dumps({"labels": [["../../b.png", 1], ["/c.png", 0]]}))
+    before = sorted(tmp_path.parent.rglob("*"))
+    loaded = load_image_folder(tmp_path / "data.zip", SIZE)
+    assert loaded.labels is not None and len(loaded.images) == 2
+    assert sorted(loaded.labels[:, 0].tolist()) == [0, 1]
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_unusable_zip_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = save(tmp_path / "a.png", colour(4)).read_bytes()
+    path = tmp_path / "data.zip"
+
+    def refused(message: str) -> None:
+        with pytest.raises(StyleGAN2Error, match=message):
+            load_image_folder(path, SIZE)
+
+    path.write_bytes(picture)
+    refused("not a usable ZIP file")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "no image")
+    refused(r"data\.zip holds no images")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", picture)
+        archive.writestr("a.png", picture)
+    refused(r"more than one file of the name a\.png")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", picture)
+    content = bytearray(path.read_bytes())
+    content[60] ^= 1  # in the image: the checksum is that of the whole one
+    path.write_bytes(content)
+    refused(r"data\.zip/a\.png: cannot be read from the ZIP file \(Bad CRC")
+    monkeypatch.setattr(image_folder, "MAX_MEMBER_BYTES", 10)
+    refused(rf"has {len(picture)} bytes, expected at most 10")
+
+
+def test_damaged_zip_files_are_errors(folder: Path) -> None:
+    whole = packed(folder, zipfile.ZIP_DEFLATED).read_bytes()
+    path = folder.with_name("damaged.zip")
+    rng = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(whole[: rng.randrange(1, len(whole))] if rng.random() < 0.3 else whole)
+        for _ in range(rng.randrange(1, 6)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(StyleGAN2Error):
+            load_image_folder(path, SIZE)

@@ -241,7 +241,7 @@ def test_unusable_targets_are_named(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:2000])
     for name, message in {
         "clear.png": "transparency",
-        "deep.png": "8-bit",
+        "deep.png": "more than 8 bits",
         "text.png": "not an image",
         "half.png": "cannot be read",
         "absent.png": "no such image",
