@@ -74,10 +74,12 @@ class TrainingOptions(Section):
         kimg_per_tick: thousands of images between two rows of history.csv.
         snapshot_ticks: ticks between two snapshots: sample grid and KID.
         kid_images: generated images that a snapshot's KID is measured on; 0 = do not measure.
+        keep_snapshots: keep the averaged generator of every snapshot, in snapshots/<images shown>/.
         grid_size: the sample grid shows grid_size × grid_size images.
-        init: networks to fine-tune from: a name (see `stylegan2.transfer`), an https address of an
-            NVIDIA-format pickle, such a pickle, or the folder of a trained GAN. Of fmaps, channel_max, z_dim,
-            w_dim, mapping_layers, num_fp16_res and conv_clamp, what is `auto` is theirs.
+        init: networks to fine-tune from: a name (such as ffhq256; they stand in `stylegan2.sources`, and an
+            unknown one lists them), an https address of an NVIDIA-format pickle, such a pickle, or the folder
+            of a trained GAN. Of fmaps, channel_max, z_dim, w_dim, mapping_layers, num_fp16_res and
+            conv_clamp, what is `auto` is theirs.
         grow: `init` may have a lower resolution: the layers that it has not start afresh.
     """
 
@@ -118,6 +120,7 @@ class TrainingOptions(Section):
     kimg_per_tick: PositiveFloat = 4.0
     snapshot_ticks: CountField = 50
     kid_images: Annotated[int, Field(ge=0)] = 0
+    keep_snapshots: bool = False
     grid_size: Annotated[int, Field(ge=1, le=32)] = 4
     init: str | None = None
     grow: bool = False
@@ -264,6 +267,7 @@ class ResolvedOptions(Section):
     kimg_per_tick: float
     snapshot_ticks: int
     kid_images: int
+    keep_snapshots: bool
     grid_size: int
     init: str | None
     grow: bool

@@ -1,10 +1,12 @@
-"""What a training shows of itself at intervals: sample grids, and KID to the training images."""
+"""What a training shows of itself at intervals: sample grids, KID to the training images, its networks."""
 
 import csv
 import io
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from stylegan2.features import FeatureNetwork, extract_features, load_feature_ne
 from stylegan2.files import write_atomically
 from stylegan2.images import image_grid, to_uint8, write_png
 from stylegan2.metrics import kid
+from stylegan2.network_folder import save_weights, write_config
 from stylegan2.networks.generator import Generator
 from stylegan2.randomness import Stream, derive_seed
 from stylegan2.sampling import generate
 
 BATCH = 8
+KEPT = "snapshots"  # folder of the networks that `keep_snapshots` keeps
 COLUMNS = ("kimg", "kid", "kid_lo", "kid_hi")
 KidRow = dict[str, float | None]
 _BEST = "best/"
@@ -40,7 +44,7 @@ class Snapshots:
         options: resolved options.
         seed: of the training.
         device: where to compute.
-        folder: receives samples/ and kid.csv.
+        folder: receives samples/ and kid.csv, and snapshots/ where the options ask for it.
         cache: folder for the features of the training images; None = compute them in every run.
 
     Raises:
@@ -81,10 +85,13 @@ class Snapshots:
         return min(self.rows, key=_kid_of, default=None)
 
     def clear(self, first: int = 0) -> None:
-        """Delete the grids from so many images on: what a run drew after its last checkpoint."""
+        """Delete grids and networks from so many images on: what a run left after its last checkpoint."""
         for path in (self.folder / "samples").glob("generated_*.png"):
             if int(path.stem.removeprefix("generated_")) >= first:
                 path.unlink()
+        for images_seen, path in _kept_folders(self.folder):
+            if images_seen >= first:
+                shutil.rmtree(path)
 
     def show_real(self) -> None:
         """Write a grid of training images."""
@@ -92,7 +99,7 @@ class Snapshots:
         self._write_grid("real.png", _pixels(self.stream.batch(0, count)))
 
     def take(self, average: Generator, images_seen: int, measure: bool = True) -> None:
-        """Write a grid of samples, and measure KID where the options ask for it.
+        """Write a grid of samples; where the options ask for it, keep the network and measure KID.
 
         Args:
             average: the averaged generator.
@@ -101,6 +108,11 @@ class Snapshots:
         """
         images = self._draw(average, self.options.grid_size**2, Stream.SAMPLE_GRID)
         self._write_grid(f"generated_{images_seen:09d}.png", images)
+        if self.options.keep_snapshots:
+            folder = self.folder / KEPT / f"{images_seen:09d}"
+            save_weights(folder / "generator.safetensors", average)
+            # Nothing of the options: kimg may grow, and the folder shall not depend on it. See `export`.
+            write_config(folder, {"generator": average.init_kwargs, "seed": self.seed, **_shown(images_seen)})
         if measure and self.options.kid_images > 0:
             self._measure(average, images_seen)
 
@@ -152,6 +164,28 @@ class Snapshots:
         )
         write_atomically(folder / "kid.csv", text.getvalue().encode())
 
+    def export(self, out_dir: Path, config: Mapping[str, Any]) -> None:
+        """Write what all snapshots gave but the best one: kid.csv, samples/ and snapshots/.
+
+        Args:
+            out_dir: of the finished networks; what an earlier, shorter training left there goes.
+            config: entries for the config.json of every network.
+        """
+        self.write_rows(out_dir)
+        if self.folder != out_dir:
+            for path in (out_dir / "samples").glob("generated_*.png"):
+                path.unlink()
+            shutil.copytree(self.folder / "samples", out_dir / "samples", dirs_exist_ok=True)
+            for _, path in _kept_folders(out_dir):
+                shutil.rmtree(path)
+            for _, path in _kept_folders(self.folder):
+                shutil.copytree(path, out_dir / KEPT / path.name)
+        rows = {row["kimg"]: row for row in self.rows}
+        for images_seen, path in _kept_folders(out_dir):
+            shown = _shown(images_seen)
+            row = rows.get(shown["snapshot"]["kimg"], shown["snapshot"])
+            write_config(path, {**config, **shown, "snapshot": row})
+
     def tensors(self) -> dict[str, Tensor]:
         """The best weights, for a checkpoint."""
         return {f"{_BEST}{name}": value for name, value in (self.best or {}).items()}
@@ -161,6 +195,18 @@ class Snapshots:
         best = {name.removeprefix(_BEST): value for name, value in tensors.items() if name.startswith(_BEST)}
         self.best = best or None
         self.rows = rows
+
+
+def _kept_folders(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Give the kept networks below a folder and the number of images seen by each."""
+    for path in sorted((folder / KEPT).glob("*")):
+        if path.name.isdecimal() and path.name.isascii() and path.is_dir():
+            yield int(path.name), path
+
+
+def _shown(images_seen: int) -> dict[str, Any]:
+    """What config.json says of how far a snapshot's training was."""
+    return {"images_seen": images_seen, "snapshot": {"kimg": images_seen / 1000}}
 
 
 def _kid_of(row: KidRow) -> float:

@@ -8,7 +8,6 @@ import copy
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +76,7 @@ def train(
         out_dir: receives generator.safetensors (moving average), generator_raw.safetensors (without
             averaging, to train on), discriminator.safetensors, config.json, history.csv and samples/ with
             grids of images; with `options.kid_images` also kid.csv and best/, the averaged generator of the
-            lowest KID.
+            lowest KID; with `options.keep_snapshots` snapshots/<images shown>/ with that of every snapshot.
         checkpoint_dir: where to keep and look for the state of the training; None = nowhere. The last state
             stays there: delete it when the result is safe, or go on from it with a larger kimg.
         checkpoint_minutes: time between checkpoints. Ctrl-C and SIGTERM also write one.
@@ -129,7 +128,7 @@ class Trainer:
         source: networks to fine-tune from; None = start afresh.
         seed: of everything random.
         device: where to compute.
-        progress_dir: receives history.csv, kid.csv and sample grids while training goes on.
+        progress_dir: receives history.csv and what the snapshots give while training goes on.
         checkpoint: file to keep the state in; None = nowhere.
         checkpoint_seconds: time between checkpoints.
 
@@ -447,10 +446,11 @@ class Trainer:
 
     def _check_identity(self, state: dict[str, Any]) -> None:
         own = self._identity()
+        found = {"keep_snapshots": False, **state["options"]}  # checkpoints of before do not say it
         problems = [
-            f"{name}: the checkpoint has {state['options'].get(name)!r}, asked for {value!r}"
+            f"{name}: the checkpoint has {found.get(name)!r}, asked for {value!r}"
             for name, value in own["options"].items()
-            if state["options"].get(name) != value and name != "kimg"
+            if found.get(name) != value and name != "kimg"
         ]
         if state["images_seen"] > self.total_images:
             problems.append(
@@ -473,11 +473,6 @@ class Trainer:
         save_weights(out_dir / "generator_raw.safetensors", self.generator)
         save_weights(out_dir / "discriminator.safetensors", self.discriminator)
         write_history(out_dir / "history.csv", self.history)
-        self.snapshots.write_rows(out_dir)
-        if self.progress_dir != out_dir:
-            for path in (out_dir / "samples").glob("generated_*.png"):  # of a training that was shorter
-                path.unlink()
-            shutil.copytree(self.progress_dir / "samples", out_dir / "samples", dirs_exist_ok=True)
         config = {
             "generator": self.generator.init_kwargs,
             "discriminator": self.discriminator.init_kwargs,
@@ -488,6 +483,7 @@ class Trainer:
             **provenance,
         }
         write_config(out_dir, config)
+        self.snapshots.export(out_dir, {name: value for name, value in config.items() if name != "p"})
         if self.snapshots.best is not None:
             check_and_load(self.average, self.snapshots.best, "the best snapshot")
             save_weights(out_dir / "best" / "generator.safetensors", self.average)

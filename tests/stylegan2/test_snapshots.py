@@ -25,7 +25,7 @@ from stylegan2.network_folder import read_config
 from stylegan2.networks.generator import Generator
 from stylegan2.sampling import load_generator
 from stylegan2.snapshots import COLUMNS, Snapshots
-from stylegan2.training import CHECKPOINT, train
+from stylegan2.training import CHECKPOINT, Trainer, train
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -351,3 +351,107 @@ def test_grids_of_a_run_without_checkpoint_are_cleared(tmp_path: Path) -> None:
     taken.take(generator(), 8)
     taken.clear()
     assert not list((tmp_path / "samples").iterdir())
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Kept networks
+# ----------------------------------------------------------------------------------------------------------
+
+KEEP: dict[str, Any] = {"keep_snapshots": True, "snapshot_ticks": 4}  # after 0, 16 and, at the end, 24 images
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "snapshots").iterdir())
+
+
+def test_networks_are_kept_where_the_options_ask_for_it(tmp_path: Path) -> None:
+    taken = taker(tmp_path, kid_images=0, keep_snapshots=True)
+    for index in range(3):
+        taken.take(generator(index), 4 * index)
+    assert kept(tmp_path) == ["000000000", "000000004", "000000008"]
+    for index, name in enumerate(kept(tmp_path)):
+        loaded = load_generator(tmp_path / "snapshots" / name, CPU).state_dict()  # while training goes on
+        expected = generator(index).state_dict()
+        assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+    (tmp_path / "snapshots" / "mine").mkdir()
+    taken.clear(4)
+    assert kept(tmp_path) == ["000000000", "mine"]
+
+
+@pytest.fixture(scope="module")
+def reached_and_kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(snapshots, "load_feature_network", lambda **_: FakeFeatures())
+        return run(folder / "out", folder / "private", **KEEP)
+
+
+def test_a_kept_network_is_that_of_a_shorter_training(reached_and_kept: Path, tmp_path: Path) -> None:
+    assert kept(reached_and_kept) == ["000000000", "000000016", "000000024"]
+    shorter = run(tmp_path / "shorter", tmp_path / "private", kimg=0.016, kid_images=0)
+    assert not (shorter / "snapshots").exists()
+    for name, other in (("000000016", shorter), ("000000024", reached_and_kept)):
+        weights = (reached_and_kept / "snapshots" / name / "generator.safetensors").read_bytes()
+        assert weights == (other / "generator.safetensors").read_bytes()
+    config = read_config(reached_and_kept / "snapshots" / "000000016")
+    rows = read_rows(reached_and_kept / "kid.csv")
+    assert (config["images_seen"], config["snapshot"]["kimg"]) == (16, 0.016)
+    assert config["snapshot"]["kid"] == pytest.approx(float(rows[0]["kid"]), rel=1e-5)
+    assert config["options"] == read_config(reached_and_kept)["options"]
+    assert "p" not in config  # that of the end would mislead
+    first = read_config(reached_and_kept / "snapshots" / "000000000")
+    assert first["snapshot"]["kimg"] == 0
+
+
+@pytest.mark.parametrize("iterations", [2, 4, 5])
+def test_resumed_trainings_keep_the_same_networks(
+    iterations: int, reached_and_kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, out = tmp_path / "private", tmp_path / "out"
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, iterations)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, private, **KEEP)
+    run(out, private, **KEEP)
+    assert contents(out) == contents(reached_and_kept)
+
+
+def test_who_goes_back_behind_a_snapshot_forgets_it(reached_and_kept: Path, tmp_path: Path) -> None:
+    """As after a crash: there are networks that the checkpoint knows nothing of."""
+    private, out = tmp_path / "private", tmp_path / "out"
+    run(out, private, **KEEP, kimg=0.012)
+    for name in ("000000016", "000000400"):
+        shutil.copytree(private / "snapshots" / "000000012", private / "snapshots" / name)
+    shutil.copytree(private / "snapshots" / "000000000", out / "snapshots" / "000000500")
+    run(out, private, **KEEP)
+    assert contents(out) == contents(reached_and_kept)
+    assert kept(private) == kept(out)
+
+
+def test_without_a_checkpoint_the_networks_are_the_same(reached_and_kept: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "snapshots" / "000000099").mkdir(parents=True)
+    settings = {**SMALL, "cond": True, "subset": 5, "mirror": True, **KEEP}
+    train(pictures(), TrainingOptions(**settings), seed=1, out_dir=out, labels=LABELS, progress=False)
+    assert contents(out) == contents(reached_and_kept)
+    assert kept(out) == kept(reached_and_kept)
+
+
+def test_keeping_is_part_of_the_options_that_a_checkpoint_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of before the option have it off."""
+    private = tmp_path / "private"
+    original = Trainer._identity
+
+    def without(self: Trainer) -> dict[str, Any]:
+        identity = original(self)
+        del identity["options"]["keep_snapshots"]
+        return identity
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_identity", without)
+        run(tmp_path / "out", private, kimg=0.004, kid_images=0)
+    with pytest.raises(StyleGAN2Error, match="keep_snapshots: the checkpoint has False, asked for True"):
+        run(tmp_path / "out", private, kid_images=0, keep_snapshots=True)
+    run(tmp_path / "out", private, kid_images=0)
