@@ -16,6 +16,7 @@ from stylegan2.commands.parameters import (
     device_option,
     example,
     output_option,
+    resize_option,
     select_device,
     shows_errors,
 )
@@ -67,9 +68,9 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--data",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of images; a dataset.json in it holds labels for cond=true.",
+    help="Folder or ZIP file of images; a dataset.json in it holds labels for cond=true.",
 )
-@click.option("--resize", is_flag=True, help="Scale and crop images of another size.")
+@resize_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything random.")
 @click.option(
     "--checkpoint-minutes",
@@ -97,7 +98,7 @@ def train(
     out: Path,
     **settings: str | bool | None,
 ) -> None:
-    """Train a GAN on the images in a folder and write it to OUT.
+    """Train a GAN on the images in a folder or ZIP file and write it to OUT.
 
     The state of the training is kept in OUT/checkpoint. After an interruption the same command goes on; on
     the CPU the result is the same in every bit. With --keep-checkpoint the state stays there, and the same
@@ -179,7 +180,17 @@ def parse_options(settings: Mapping[str, str | bool | None]) -> TrainingOptions:
             name = str(detail["loc"][0]) if detail["loc"] else ""
             problems.setdefault(name, []).append(detail["msg"].removeprefix("Value error, "))
     lines = [
-        f"--{name.replace('_', '-')}: got {given[name]!r}; {' or '.join(messages)}" if name else messages[0]
+        f"--{name.replace('_', '-')}: got {given[name]!r}, {_wanted(messages)}" if name else messages[0]
         for name, messages in problems.items()
     ]
     raise StyleGAN2Error("these options cannot be used:\n  - " + "\n  - ".join(lines))
+
+
+def _wanted(messages: list[str]) -> str:
+    """Join what pydantic says of the alternatives of one option."""
+    start = "Input should be "
+    if not all(message.startswith(start) for message in messages):
+        return " or ".join(f"but {message[:1].lower()}{message[1:]}" for message in messages)
+    wanted = " or ".join(message.removeprefix(start) for message in messages)
+    wanted = re.sub(r"\b(?=(greater|less) than)", "a number ", wanted)
+    return "expected " + wanted.replace("a valid list", "a list, such as '[4, 3]'")

@@ -1,6 +1,7 @@
 """`stylegan2 train`: its options, what it refuses, and that the same command resumes."""
 
 import json
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_every_training_option_is_an_option_with_help(name: str) -> None:
     assert len(option.help.removesuffix("]").partition("[default")[0].split()) >= 3
     field = TrainingOptions.model_fields[name]
     if field.annotation is bool:
-        assert option.secondary_opts == [f"--no-{name}"]
+        assert option.secondary_opts == [f"--no-{name.replace('_', '-')}"]
     assert option.required == field.is_required()
 
 
@@ -138,6 +139,21 @@ def test_every_wrong_value_is_named_at_once() -> None:
     ]
     assert "got 64.5" in lines[1]
     assert " or " in lines[3]  # auto or a number
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("kimg", "-3", "--kimg: got -3, expected 'auto' or a number greater than 0"),
+        ("base_grid", "4,3", "--base-grid: got '4,3', expected a list, such as '[4, 3]'"),
+        ("base_grid", "[4]", "--base-grid: got [4], but list should have at least 2 items"),
+        ("grid_size", "64", "--grid-size: got 64, expected a number less than or equal to 32"),
+    ],
+)
+def test_messages_say_what_is_expected(name: str, value: str, message: str) -> None:
+    with pytest.raises(StyleGAN2Error) as caught:
+        parse_options({"resolution": "64", name: value})
+    assert message in str(caught.value)
 
 
 def test_values_that_do_not_go_together_are_named() -> None:
@@ -351,6 +367,18 @@ def test_labels_and_resizing(data: Path, tmp_path: Path) -> None:
     config = read_config(tmp_path / "out")
     assert config["generator"]["c_dim"] == 2
     assert (config["options"]["subset"], config["options"]["mirror"]) == (4, True)
+
+
+def test_a_zip_file_is_trained_on_like_its_folder(data: Path, tmp_path: Path) -> None:
+    (data / "dataset.json").write_text(
+        json.dumps({"labels": [[f"{index}.png", index % 2] for index in range(5)]})
+    )
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", data)
+    short = (*SMALL, "--kimg", "0.004", "--cond")
+    for name, images in (("folder", data), ("archive", archive)):
+        result = invoke("--data", images, "-o", tmp_path / name, *short)
+        assert result.exit_code == 0, result.output
+    assert contents(tmp_path / "archive") == contents(tmp_path / "folder")
 
 
 def test_conditioning_without_labels_is_an_error(data: Path, tmp_path: Path) -> None:
