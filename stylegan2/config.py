@@ -47,7 +47,8 @@ class TrainingOptions(Section):
         z_dim: length of the latent vector z; auto = 512.
         w_dim: length of the intermediate latent vector w; auto = 512.
         mapping_layers: layers of the mapping network.
-        num_fp16_res: on CUDA, so many of the highest resolutions compute in half precision; auto = 0.
+        num_fp16_res: on CUDA, so many of the highest resolutions compute in half precision (all, where there
+            are fewer); auto = 0.
         half_precision: which half precision that is.
         conv_clamp: convolutions are limited to ± this; auto = 256 with half precision, else no limit (null).
         lr: learning rate of both networks, before the correction for lazy regularisation.
@@ -331,11 +332,17 @@ def batch_problems(resolved: ResolvedOptions) -> list[str]:
         problems.append(
             f"pl_batch_shrink: got {resolved.pl_batch_shrink}, expected at most batch = {resolved.batch}"
         )
-    blocks = resolved.resolution.bit_length() - 3  # from 8 pixels on
-    layers = 1 + blocks * {"orig": 2, "skip": 3, "resnet": 3}[resolved.d_architecture]
-    if resolved.freezed > layers:
-        problems.append(f"freezed: got {resolved.freezed}, but the blocks have {layers} layers in all")
+    problems += freezing_problems(resolved)
     if resolved.channel_base < resolved.resolution:
         least = resolved.resolution / FULL_CHANNEL_BASE
         problems.append(f"fmaps: too small for resolution {resolved.resolution}; use at least {least:g}")
     return problems
+
+
+def freezing_problems(resolved: ResolvedOptions) -> list[str]:
+    """Say whether more layers of the discriminator are to be frozen than it has (empty when not)."""
+    blocks = resolved.resolution.bit_length() - 3  # from 8 pixels on
+    layers = 1 + blocks * {"orig": 2, "skip": 3, "resnet": 3}[resolved.d_architecture]
+    if resolved.freezed <= layers:
+        return []
+    return [f"freezed: got {resolved.freezed}, but the blocks have {layers} layers in all"]

@@ -14,6 +14,7 @@ from stylegan2.errors import StyleGAN2Error
 from stylegan2.images import to_uint8
 from stylegan2.network_folder import CONFIG, init_kwargs, load_weights
 from stylegan2.networks.generator import NOISE_MODES, Generator
+from stylegan2.precision import full_precision
 from stylegan2.randomness import Stream, derive_seed
 
 MAX_SEED = 2**32 - 1
@@ -96,7 +97,8 @@ def generate(
         float32 [N, C, H, W], about −1..1.
     """
     ws = _map(generator, z, truncation_psi, label, truncation_cutoff)
-    images: Tensor = generator.synthesis(ws, noise_mode=noise_mode)
+    with full_precision():
+        images: Tensor = generator.synthesis(ws, noise_mode=noise_mode)
     return images
 
 

@@ -40,8 +40,9 @@ from stylegan2.network_folder import check_and_load, save_weights, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
 from stylegan2.ops.allocation import keep_freed_memory
-from stylegan2.ops.selection import announce_implementation
+from stylegan2.ops.selection import announce_implementation, describe_implementation
 from stylegan2.optimisation import lazy_adam, step_with_gradients, trainable
+from stylegan2.precision import full_precision
 from stylegan2.randomness import Stream, derive_seed
 from stylegan2.snapshots import Snapshots
 from stylegan2.training_lock import lock_training
@@ -67,7 +68,9 @@ def train(
 ) -> None:
     """Train a GAN, or go on with an interrupted training, and write the finished networks.
 
-    On the CPU the result depends on images, options and seed alone, bit for bit, interrupted or not.
+    On the CPU the result depends on images, options and seed alone, bit for bit, interrupted or not, as long
+    as threads, operations, processor and PyTorch's version stay the same; others change last digits, which a
+    training lets grow. A training that goes on with others logs a warning.
 
     Args:
         images: uint8 [N, H, W, C]: images of the size that `options` name, 1 or 3 channels.
@@ -102,7 +105,11 @@ def train(
         announce_implementation(device)
         if device.type == "cpu":
             keep_freed_memory()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if resolved.num_fp16_res and device.type != "cuda":
+            log.warning(
+                "num_fp16_res: half precision needs CUDA; on %s everything computes in float32", device
+            )
+        with full_precision(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             trainer = Trainer(
                 images,
                 resolved,
@@ -116,6 +123,11 @@ def train(
             )
             trainer.run(progress)
             trainer.export(out_dir, provenance or {})
+
+
+def images_to_show(options: ResolvedOptions) -> int:
+    """Count the real images of a whole training: kimg, rounded up to whole batches."""
+    return math.ceil(options.kimg * 1000 / options.batch) * options.batch
 
 
 class Trainer:
@@ -165,7 +177,7 @@ class Trainer:
             progress_dir,
             None if checkpoint is None else checkpoint.parent / "features",
         )
-        self.total_images = math.ceil(options.kimg * 1000 / options.batch) * options.batch
+        self.total_images = images_to_show(options)
         self.images_seen = 0
         self.tick = 0
         self.history: list[Row] = []
@@ -392,6 +404,7 @@ class Trainer:
             "kid": self.snapshots.rows,
             "averages": self.averages.state_dict(),
             "controller": None if self.controller is None else self.controller.state_dict(),
+            "computed_with": self._computed_with(),
         }
         save_checkpoint(self.checkpoint, tensors, state)
 
@@ -433,6 +446,28 @@ class Trainer:
             self._set_p(self.controller.p)
         self.snapshots.clear(self.images_seen + self._snapshot_is_due())
         log.info("resumed from %s after %d images", self.checkpoint, self.images_seen)
+        self._warn_of_other_bits(state.get("computed_with") or {})  # checkpoints of before do not say it
+
+    def _computed_with(self) -> dict[str, Any]:
+        """What the last digits of the results depend on."""
+        return {
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+            "ops": describe_implementation(self.device),
+            "torch": torch.__version__,
+        }
+
+    def _warn_of_other_bits(self, earlier: Mapping[str, Any]) -> None:
+        changes = [
+            f"{name} {earlier[name]!r}, now {value!r}"
+            for name, value in self._computed_with().items()
+            if name in earlier and earlier[name] != value
+        ]
+        if changes:
+            log.warning(
+                "it was computed with %s: the result will not be the same bits as that of a training without "
+                "an interruption",
+                "; ".join(changes),
+            )
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the training that wants to go on from it."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from stylegan2.config import ResolvedOptions, TrainingOptions
+from stylegan2.config import FULL_CHANNEL_BASE, ResolvedOptions, TrainingOptions, freezing_problems
 from stylegan2.data import check_images
 from stylegan2.errors import StyleGAN2Error
 from stylegan2.growth import grown_weights
@@ -141,6 +141,13 @@ class SourceNetworks:
             problems.append(
                 f"resolution: the networks have {resolution}, the options ask for {asked}; {advice}"
             )
+        elif found["channel_base"] < asked:
+            most = 1 << (found["channel_base"].bit_length() - 1)
+            problems.append(
+                f"resolution: networks of {found['channel_base'] / FULL_CHANNEL_BASE:g} fmaps would have no "
+                f"feature maps at {asked}; grow them to {most} at most"
+            )
+        problems += freezing_problems(resolved)
         for name, value, images in (("img_channels", channels, "images"), ("c_dim", c_dim, "labels")):
             if value is not None and self.generator[name] != value:
                 problems.append(f"{name}: the networks have {self.generator[name]}, the {images} {value}")
@@ -167,6 +174,11 @@ def check_fit(
         check_images(images, resolved.image_size, labels)
     except StyleGAN2Error as error:
         problems.append(str(error))
+    if options.subset is not None and options.subset > len(images):
+        problems.append(
+            f"subset: got {options.subset}, but there are {len(images)} images; choose at most as many, or "
+            "leave subset out"
+        )
     if source is not None:
         usable = not problems
         c_dim = 0 if labels is None else labels.shape[-1]

@@ -348,6 +348,7 @@ def select_device(name: str) -> "torch.device":
     import torch
 
     from stylegan2.ops.allocation import keep_freed_memory
+    from stylegan2.precision import use_full_precision
 
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name, flags=re.ASCII):
         raise StyleGAN2Error(f"device: got {name!r}, expected auto, cpu, mps, cuda or cuda:N, such as cuda:0")
@@ -361,8 +362,7 @@ def select_device(name: str) -> "torch.device":
             raise StyleGAN2Error(
                 f"device: got {name!r}, but torch sees {count or 'no'} CUDA devices; use auto or cpu"
             )
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
+        use_full_precision()
     if name == "cpu":
         keep_freed_memory()
     return torch.device(name)

@@ -106,7 +106,7 @@ def train(
     """
     from stylegan2.config import resolve
     from stylegan2.image_folder import load_image_folder
-    from stylegan2.training import train
+    from stylegan2.training import images_to_show, train
     from stylegan2.training_lock import lock_training
     from stylegan2.transfer import SourceNetworks
 
@@ -147,7 +147,8 @@ def train(
             raise SystemExit(_INTERRUPTED) from None
         if not keep_checkpoint:
             shutil.rmtree(checkpoints)  # its pictures and tables are in OUT as well
-    click.echo(f"{out}: {len(folder.images)} images seen for {resolved.kimg:g} kimg")
+    count = len(folder.images) if resolved.subset is None else resolved.subset
+    click.echo(f"{out}: trained on {count:,} images, {images_to_show(resolved):,} shown")
 
 
 def _refuse_finished(out: Path) -> None:

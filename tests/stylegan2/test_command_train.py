@@ -221,7 +221,7 @@ def test_interrupted_and_resumed_by_the_same_command(
     whole, out = tmp_path / "whole", tmp_path / "out"
     result = invoke("--data", data, "-o", whole, *SMALL)
     assert result.exit_code == 0, result.output
-    assert "5 images seen for 0.012 kimg" in result.output
+    assert "trained on 5 images, 12 shown" in result.output
     assert read_config(whole)["seed"] == 3
     assert not list(whole.rglob(CHECKPOINT))
     with monkeypatch.context() as patched:

@@ -145,6 +145,36 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert contents(out) == contents(finished)
 
 
+def test_going_on_with_other_threads_or_operations_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    private, out = tmp_path / "private", tmp_path / "out"
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 1, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, checkpoint_dir=private)
+    with monkeypatch.context() as patched:  # alike: nothing to say
+        interrupt_after(patched, 1, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, checkpoint_dir=private)
+    assert "same bits" not in caplog.text
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        run(out, checkpoint_dir=private)
+    finally:
+        torch.set_num_threads(threads)
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (
+        f"computed with threads {threads}, now {threads + 1}: the result will not be the same bits" in message
+    )
+
+
+def test_half_precision_without_cuda_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path / "out", num_fp16_res=1)
+    assert "num_fp16_res: half precision needs CUDA; on cpu everything computes in float32" in caplog.text
+
+
 def test_a_checkpoint_after_every_iteration_changes_nothing(finished: Path, tmp_path: Path) -> None:
     out = run(tmp_path / "out", checkpoint_dir=tmp_path / "private", checkpoint_minutes=0.0)
     assert contents(out) == contents(finished)

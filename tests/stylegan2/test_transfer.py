@@ -358,6 +358,31 @@ def test_all_that_does_not_fit_the_images_is_named_at_once(source_folder: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_what_only_the_networks_make_impossible_is_named(source_folder: Path, tmp_path: Path) -> None:
+    """The options alone know neither how wide nor of what architecture the networks are."""
+    source = SourceNetworks.load(str(source_folder))
+    options = TrainingOptions(resolution=128, init=str(source_folder), grow=True)
+    found = source.problems(options, resolve(options, source=source.architecture), channels=3, c_dim=0)
+    fmaps = WIDTHS["channel_base"] / 32768
+    assert found == [
+        f"resolution: networks of {fmaps:g} fmaps would have no feature maps at 128; grow them to 64 at most"
+    ]
+    folder = write_folder(tmp_path / "orig", d_architecture="orig")
+    source = SourceNetworks.load(str(folder))
+    options = TrainingOptions(resolution=16, init=str(folder), freezed=7)  # possible with resnet
+    found = source.problems(options, resolve(options, source=source.architecture), channels=3, c_dim=0)
+    assert found == ["freezed: got 7, but the blocks have 5 layers in all"]
+
+
+def test_a_subset_of_more_images_than_there_are_is_named_with_the_rest(
+    source_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StyleGAN2Error) as caught:
+        run(tmp_path / "out", init=str(source_folder), z_dim=6, subset=5)
+    assert "subset: got 5, but there are 4 images" in str(caught.value)
+    assert "z_dim: the networks have z_dim 5" in str(caught.value)
+
+
 @pytest.mark.parametrize("grow", [False, True])
 def test_networks_of_a_higher_resolution_are_refused(grow: bool, source_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StyleGAN2Error, match=r"resolution: the networks have 16, .*8; ask for 16") as caught:
