@@ -25,6 +25,7 @@ from stylegan2.image_folder import DECODING_ERRORS, decode_image
 from stylegan2.images import from_uint8, to_uint8
 from stylegan2.network_folder import read_tensors
 from stylegan2.networks.generator import Generator
+from stylegan2.precision import full_precision
 from stylegan2.sampling import class_label, raise_problems
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two float [N, C, H, W] in −1..1 → [N]
@@ -116,6 +117,7 @@ class Projection:
     history: list[Step]
 
 
+@full_precision()
 def project(
     generator: Generator,
     target: Tensor,
