@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#define SG2_INTERFACE_VERSION 3
+#define SG2_INTERFACE_VERSION 4
 
 #if defined(_WIN32)
 #define SG2_EXPORT __declspec(dllexport)

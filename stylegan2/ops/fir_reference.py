@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylegan2.ops.resampling import Sampling
+from stylegan2.ops.selection import differentiates_forward
 
 # On a CPU a depth-wise convolution works on blocks of up to this many channels of one image: with 3 channels
 # most of a vector register idles. All images side by side, as channels of one, fill it: 2 to 6 times faster.
@@ -49,7 +50,9 @@ class _FIR(torch.autograd.Function):
 
 
 def _fir(x: Tensor, g: Tensor, sampling: Sampling) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:
+    # torch.func and forward-mode differentiation cannot look into an autograd function.
+    watched = not torch.compiler.is_compiling() and differentiates_forward()
+    if torch.is_grad_enabled() and x.requires_grad and not watched:
         result: Tensor = _FIR.apply(x, g, sampling)
         return result
     return _correlate(x, g, sampling)
@@ -90,7 +93,7 @@ def _correlate(x: Tensor, g: Tensor, sampling: Sampling) -> Tensor:
     kernel = g.flip([0, 1]).expand(channels, 1, height, width)
     x = F.conv_transpose2d(x, kernel, stride=(up_y, up_x), padding=(crop_y, crop_x), groups=channels)
     x = _pad(x, (surplus[0] + crop_x, surplus[1] + crop_x, surplus[2] + crop_y, surplus[3] + crop_y))
-    return x[:, :, ::down_y, ::down_x]
+    return x if down_x == down_y == 1 else x[:, :, ::down_y, ::down_x]
 
 
 def _split_padding(x: Tensor, padding: tuple[int, int, int, int]) -> tuple[Tensor, tuple[int, int]]:
@@ -106,5 +109,7 @@ def _pad(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
     grow = [max(0, side) for side in padding]
     if any(grow):  # first: a side may crop more than there is without the other side's zeros
         x = F.pad(x, grow)
+    if min(padding) >= 0:
+        return x  # a slice of everything would be an alias, which PyTorch's old vmap does not know
     height, width = x.shape[2:]
     return x[:, :, max(0, -top) : height - max(0, -bottom), max(0, -left) : width - max(0, -right)]

@@ -92,7 +92,8 @@ def _call(library: NativeLibrary, function: Any, x: Tensor, *pointers: Any) -> N
 # Bias and activation
 # ----------------------------------------------------------------------------------------------------------
 
-_SUMMED_RUN = 32  # elements side by side of one bias, from which on the kernels sum its gradient
+# So many elements of one bias side by side, and the kernels sum its gradient; of fewer, torch does it faster.
+_SUMMED_RUN, _SUMMED_RUN_OF_16_BITS = 1024, 256
 
 
 class BiasAct(NamedTuple):
@@ -197,7 +198,8 @@ def _derivative(
         second = _dense(second, layout)
         order, address = 2, second.data_ptr()
     sums, bias_size, step, to = None, 0, 1, None
-    if with_sums and library.kind == "cpu" and out.stride(p.dim) >= _SUMMED_RUN:
+    shortest = _SUMMED_RUN_OF_16_BITS if out.element_size() == 2 else _SUMMED_RUN
+    if with_sums and library.kind == "cpu" and out.stride(p.dim) >= shortest:
         sums = torch.empty(out.shape[p.dim], dtype=out.dtype, device=out.device)
         bias_size, step, to = sums.numel(), out.stride(p.dim), sums.data_ptr()
     arguments = _bias_act_arguments(
@@ -286,7 +288,7 @@ def taps_of(f: Tensor | None, flip_filter: bool, gain: float) -> Taps:
     known = _known.get(key)
     if known is None or not known.fits(f, version):
         copy = f.detach().clone() if f.device.type == "cpu" else None
-        known = _Known(weakref.ref(f, functools.partial(_forget, key)), version, copy, {})
+        known = _Known(weakref.ref(f, functools.partial(_forget, _known, key)), version, copy, {})
         _known[key] = known
     taps = known.taps.get((flip_filter, gain))
     if taps is None:
@@ -294,10 +296,11 @@ def taps_of(f: Tensor | None, flip_filter: bool, gain: float) -> Taps:
     return taps
 
 
-def _forget(key: int, reference: "weakref.ref[Tensor]") -> None:
-    known = _known.get(key)
+def _forget(filters: dict[int, _Known], key: int, reference: "weakref.ref[Tensor]") -> None:
+    # Looks up nothing in this module: at the end of the interpreter that may have been cleared.
+    known = filters.get(key)
     if known is not None and known.tensor is reference:
-        del _known[key]
+        del filters[key]
 
 
 @functools.lru_cache(maxsize=64)

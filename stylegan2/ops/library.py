@@ -31,6 +31,10 @@ Maybe = Tensor | None
 Tensors = tuple[Maybe, ...]
 
 
+# Tensors of PyTorch's old vmap, by which autograd has `is_grads_batched` and `vectorize`, look plain.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
 def _direct(x: Tensor, constant: Maybe = None) -> NativeLibrary | None:
     """The kernels for plain tensors that nothing watches; None where torch's dispatcher has to decide."""
     kind, other = type(x), type(constant)
@@ -41,6 +45,8 @@ def _direct(x: Tensor, constant: Maybe = None) -> NativeLibrary | None:
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and not x.is_neg()
+        and not _is_batched(x)
+        and (constant is None or not _is_batched(constant))
     ):
         return native.load(x.device.type)
     return None
@@ -80,7 +86,7 @@ def _gradient(g: Tensor, x: Maybe, b: Maybe, y: Maybe, p: BiasAct) -> Tensor:
 
 def _curvature(g: Tensor, v: Tensor, x: Maybe, b: Maybe, y: Maybe, p: BiasAct) -> Tensor:
     """Order 2."""
-    library = _direct(g)
+    library = _direct(g, v)
     if library is None:
         result: Tensor = torch.ops.stylegan2.bias_act_curvature(g, v, x, b, y, *p)
         return result

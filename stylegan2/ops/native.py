@@ -18,7 +18,7 @@ ACTIVATION_CODES = {
         ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
     )
 }
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 
 
 class BiasActArguments(ctypes.Structure):

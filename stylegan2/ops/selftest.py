@@ -20,6 +20,13 @@ from stylegan2.ops.upfirdn2d import setup_filter, upfirdn2d
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 _CONVOLUTION_TOLERANCE = 2e-5  # of second gradients; Winograd's values are off by 2e-6
 _SHAPE = (2, 5, 12, 9)
+_TRAINED_SHAPE = (2, 5, 45, 47)  # bias gradient in the same pass: 3 blocks of 1024 numbers, the last not full
+_STREAMED_SHAPE = (
+    2,
+    16,
+    513,
+    401,
+)  # the same; in float32 more than the 24 MiB that are stored past the caches
 _CONVOLVED_SHAPE = (2, 32, 38, 33)  # no multiples of the tiles, and enough of them
 _TIMED_SHAPE = (4, 64, 64, 64)
 _REPETITIONS = 7
@@ -33,7 +40,8 @@ class Comparison:
 
     Attributes:
         implementation: that was compared with the reference.
-        operation: bias_act, upfirdn2d, convolution or styled_conv.
+        operation: bias_act, upfirdn2d, bias_grad (bias_act as a backward pass has it), convolution or
+            styled_conv.
         dtype: of the tensors.
         errors: of value, first and second gradients (0 where there are none): largest |a − b| / max|b| of
             all cases.
@@ -89,12 +97,20 @@ def _derivatives(
     return [y], list(first), list(second)
 
 
-def _inputs() -> tuple[Tensor, Tensor]:
+def _backward(function: Operation, x: Tensor, b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """(values, first gradients) of a function of (x, b), as training has them: not to be differentiated."""
+    x, b = x.detach().requires_grad_(), b.detach().requires_grad_()
+    y = function(x, b)
+    g = torch.linspace(-1, 2, y.numel(), device=y.device).to(y.dtype).reshape(y.shape)
+    return [y], list(torch.autograd.grad(y, [x, b], g))
+
+
+def _inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Give x and b, float64: numbers that all types hold, with x + b away from the kinks at 0."""
     generator = torch.Generator().manual_seed(0)
     x, b = (
-        torch.randn(shape, generator=generator, device="cpu").bfloat16().double()
-        for shape in (_SHAPE, _SHAPE[1])
+        torch.randn(size, generator=generator, device="cpu").bfloat16().double()
+        for size in (shape, shape[1:2])
     )
     return torch.where((x + b[:, None, None]).abs() < 0.1, x + 0.5, x), b
 
@@ -119,7 +135,7 @@ def compare(implementation: str) -> Iterator[Comparison]:
     Raises:
         StyleGAN2Error: it cannot run.
     """
-    x, b = (tensor.to(implementation) for tensor in _inputs())
+    x, b = (tensor.to(implementation) for tensor in _inputs(_SHAPE))
     for dtype, tolerance in TOLERANCES.items():
         for operation, functions in _cases(dtype).items():
             errors = [0.0, 0.0, 0.0]
@@ -134,9 +150,29 @@ def compare(implementation: str) -> Iterator[Comparison]:
                     errors = [max(error, _error(a, e)) for error, a, e in pairs]
             yield Comparison(implementation, operation, dtype, (errors[0], errors[1], errors[2]), tolerance)
 
+    for dtype in TOLERANCES:
+        yield _compare_training(implementation, dtype)
     if has_winograd(implementation):
         yield _compare_convolution()
         yield _compare_styled()
+
+
+def _compare_training(implementation: str, dtype: torch.dtype) -> Comparison:
+    """The gradient of a bias beside that of x, in one pass where that is possible; float32 streamed."""
+    shape = _STREAMED_SHAPE if dtype == torch.float32 else _TRAINED_SHAPE
+    x, b = (tensor.to(implementation, dtype) for tensor in _inputs(shape))
+    with selection.use_reference():
+        expected = _backward(_activate, x.double(), b.double())
+    errors = [0.0, 0.0]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with selection.use(implementation):
+            actual = _backward(_activate, x.contiguous(memory_format=layout), b)
+        errors = [max(error, _error(a, e)) for error, a, e in zip(errors, actual, expected, strict=True)]
+    return Comparison(implementation, "bias_grad", dtype, (errors[0], errors[1], 0.0), TOLERANCES[dtype])
+
+
+def _activate(x: Tensor, b: Tensor) -> Tensor:
+    return bias_act(x, b, act="lrelu")
 
 
 def has_winograd(implementation: str) -> bool:
@@ -208,11 +244,12 @@ def speed_ratios(implementation: str) -> dict[str, float]:
     b = torch.zeros(_TIMED_SHAPE[1], device=implementation).requires_grad_()
     f = setup_filter([1, 3, 3, 1]).to(implementation)
     functions: dict[str, Operation] = {
-        "bias_act": lambda x, b: bias_act(x, b, act="lrelu"),
+        "bias_act": _activate,
         "upfirdn2d": lambda x, b: upfirdn2d(x, f, padding=(2, 1, 2, 1)),
     }
     slow, fast = ("reference", "direct"), (implementation, "direct")
     ratios = {name: _speed_ratio(function, x, b, slow, fast) for name, function in functions.items()}
+    ratios["bias_grad"] = _speed_ratio(lambda b, x: _activate(x, b), b, x, slow, fast)
     if has_winograd(implementation):
         channels = _TIMED_SHAPE[1]
         w = torch.randn([channels, channels, 3, 3]).requires_grad_()

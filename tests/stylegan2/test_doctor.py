@@ -40,7 +40,7 @@ def test_it_shows_what_there_is(compiled):
     assert compiled.built_for in output
     for name in ("C++ compiler", "OpenMP", "nvcc", "CUDA", "cache", "asked for", "cpu tensors"):
         assert name in output
-    for operation in ("bias_act", "upfirdn2d"):
+    for operation in ("bias_act", "upfirdn2d", "bias_grad"):
         for dtype in ("float32", "float64", "float16", "bfloat16"):
             assert any(operation in line and dtype in line for line in output.splitlines())
     assert sum("cpu convolution" in line for line in output.splitlines()) == compiled.has_winograd
@@ -83,15 +83,53 @@ def test_what_is_timed_takes_turns(compiled, monkeypatch):
     assert "speed, roughly" in doctor()
 
 
-@pytest.mark.parametrize("operation", ["bias_act", "bias_act_derivative", "upfirdn2d"])
-def test_a_wrong_operation_fails(compiled, monkeypatch, operation):
+@pytest.mark.parametrize(
+    ("operation", "names"),
+    [
+        ("bias_act", ["bias_act", "bias_grad"]),
+        ("bias_act_derivative", ["bias_act"]),
+        ("upfirdn2d", ["upfirdn2d"]),
+    ],
+)
+def test_a_wrong_operation_fails(compiled, monkeypatch, operation, names):
     right = getattr(kernels, operation)
     monkeypatch.setattr(kernels, operation, lambda *arguments: right(*arguments) * 1.2)
     output = doctor(fails=1)
-    name = operation.removesuffix("_derivative")
-    assert f"cpu {name} in float64 differs from the reference" in output
-    failed = [line for line in output.splitlines() if line.endswith("FAILED")]
-    assert len(failed) == 4 and all(name in line for line in failed)
+    failed = [line.split()[1] for line in output.splitlines() if line.endswith("FAILED")]
+    assert sorted(failed) == sorted(4 * names)
+    for name in names:
+        assert f"cpu {name} in float64 differs from the reference" in output
+
+
+def test_a_wrong_gradient_of_the_bias_fails(compiled, monkeypatch):
+    """As the kernels sum it in the same pass, which only a backward pass that nobody differentiates does."""
+    right = kernels._derivative
+
+    def halved(*arguments, **options):
+        gradient, sums = right(*arguments, **options)
+        return gradient, None if sums is None else sums / 2
+
+    monkeypatch.setattr(kernels, "_derivative", halved)
+    output = doctor(fails=1)
+    failed = [line.split()[1:3] for line in output.splitlines() if line.endswith("FAILED")]
+    assert failed == [["bias_grad", name] for name in ("float32", "float64", "bfloat16", "float16")]
+    assert "cpu bias_grad in float32 differs from the reference" in output
+
+
+@pytest.mark.parametrize("operation", ["bias_act", "_derivative"])
+def test_a_block_that_is_not_streamed_fails(compiled, monkeypatch, operation):
+    right = getattr(kernels, operation)
+
+    def half_a_block(*arguments, **options):
+        result = right(*arguments, **options)
+        y = result[0] if isinstance(result, tuple) else result
+        if y.numel() * y.element_size() >= 24 << 20 and y.is_contiguous():
+            y.view(-1)[-512:] = 0
+        return result
+
+    monkeypatch.setattr(kernels, operation, half_a_block)
+    failed = [result for result in selftest.compare("cpu") if not result.passed]
+    assert [(result.operation, result.dtype) for result in failed] == [("bias_grad", torch.float32)]
 
 
 def test_a_wrong_convolution_fails(compiled, monkeypatch):

@@ -1,5 +1,7 @@
 """The compiled operations against the reference, for any shape, layout, type; and as torch sees them."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -247,6 +249,9 @@ def only_backward(function, *inputs):
     act=st.sampled_from(sorted(ACTIVATIONS)),
     clamp=st.sampled_from([None, 0.6]),
 )
+@example((2, 3, 40, 33), "contiguous", 1, "tanh", None)
+@example((2, 3, 40, 33), "channels last", 1, "swish", 0.6)
+@example((3, 2, 40, 27), "cropped", 0, "lrelu", 0.6)
 @settings(deadline=None, max_examples=60)
 def test_backward_pass_is_the_reference(shape, layout, dim, act, clamp):
     x = laid_out(shape, layout)
@@ -276,7 +281,7 @@ def test_the_gradient_of_a_bias_takes_no_pass_of_its_own(act, clamp, monkeypatch
         return kernels.sum_to_bias(gradient, p)
 
     monkeypatch.setattr(library, "sum_to_bias", note)
-    x, b = laid_out((2, 3, 8, 9), "contiguous"), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    x, b = laid_out((2, 3, 32, 33), "contiguous"), torch.ones(3, dtype=torch.float64, requires_grad=True)
     y = bias_act(x, b, act=act, clamp=clamp)
     (first,) = torch.autograd.grad(y.square().sum(), b, retain_graph=True)
     assert asked == [] and not first.requires_grad
@@ -285,8 +290,27 @@ def test_the_gradient_of_a_bias_takes_no_pass_of_its_own(act, clamp, monkeypatch
     torch.testing.assert_close(first, second.detach())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shortest"),
+    [(torch.float32, 1024), (torch.float64, 1024), (torch.float16, 256), (torch.bfloat16, 256)],
+)
+def test_small_maps_take_two_passes(dtype, shortest, monkeypatch):
+    """There the kernels' own sum would be the slower one."""
+    right, asked = kernels.sum_to_bias, []
+
+    def note(gradient, p):
+        asked.append(gradient.shape[2])
+        return right(gradient, p)
+
+    monkeypatch.setattr(kernels, "sum_to_bias", note)
+    for size in (16, shortest - 1, shortest, shortest + 1):
+        x, b = (torch.ones(shape, dtype=dtype, requires_grad=True) for shape in ((2, 3, size), (3,)))
+        bias_act(x, b, act="lrelu").sum().backward()
+    assert asked == [16, shortest - 1]
+
+
 def test_the_gradient_of_a_bias_owns_its_memory():
-    x, b = torch.randn(2, 3, 8, 8, requires_grad=True), torch.zeros(3, requires_grad=True)
+    x, b = torch.randn(2, 3, 32, 40, requires_grad=True), torch.zeros(3, requires_grad=True)
     bias_act(x, b, act="lrelu").sum().backward()
     assert b.grad.untyped_storage().nbytes() == 12
     assert x.grad.untyped_storage().nbytes() == 4 * x.numel()
@@ -341,6 +365,16 @@ def test_filters_are_forgotten_with_their_tensors():
     assert len(kernels._known) == count + 5
     del filters, f
     assert len(kernels._known) == count
+
+
+def test_filters_that_outlive_the_interpreter_are_no_error(monkeypatch):
+    """At its end modules are cleared; filters that die after that are still told of."""
+    f, errors = torch.ones(1, 2), []
+    upfirdn2d(torch.ones(1, 1, 4, 4), f)
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    monkeypatch.setattr(kernels, "_known", None)
+    del f
+    assert errors == []
 
 
 # Derivatives
@@ -462,6 +496,82 @@ def test_transforms_of_torch_func_run_as_reference():
     x, b = torch.randn(2, 3), torch.randn(3)
     actual = torch.func.vmap(lambda row: bias_act(row, b, dim=0, act="tanh"))(x)
     torch.testing.assert_close(actual, bias_act(x, b, act="tanh"))
+
+
+RESAMPLING = {
+    "fir": {"padding": (2, 1, 2, 1)},
+    "up": {"up": 2, "padding": (2, 1, 2, 1), "gain": 4},
+    "down": {"down": 2, "padding": (1, 1, 1, 1)},
+    "cropped": {"up": (3, 1), "down": (2, 1), "padding": (-1, 4, 5, -2)},
+}
+TRANSFORMS = {
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).square().sum())(x),
+    "second grad": lambda f, x: torch.func.grad(
+        lambda x: torch.func.grad(lambda x: f(x).pow(3).sum())(x).sum()
+    )(x),
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x.flip(2),))[1],
+    "vmap": lambda f, x: torch.func.vmap(f)(torch.stack([x, -x])),
+    "grad of each": lambda f, x: torch.func.vmap(torch.func.grad(lambda x: f(x).square().sum()))(
+        torch.stack([x, -x])
+    ),
+}
+
+
+def correlated(x, f, up=1, down=1, padding=0, gain=1):
+    """`upfirdn2d` as a matrix, of the columns that it gives."""
+    basis = torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape[1:])
+    with torch.no_grad(), ops.use("reference"):
+        columns = upfirdn2d(basis, f, up, down, padding, gain=gain)
+    return lambda x: torch.einsum("nchw,nijk->ijk", x.reshape(-1, 1, 1, 1), columns)[None]
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+@pytest.mark.parametrize("wants_gradient", [False, True])
+@pytest.mark.parametrize("taps", [[1, 3, 3, 1], [1, 2, 3, 4, 4, 3, 2, 1]])
+@pytest.mark.parametrize("kind", RESAMPLING)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about torch.jit
+def test_transforms_of_resampling(transform, kind, taps, wants_gradient, implementation):
+    options, f = RESAMPLING[kind], setup_filter(taps)
+    options = {**options, "padding": tuple(side + len(taps) // 4 for side in options["padding"])}
+    x = torch.randn(1, 2, 6, 5, dtype=torch.float64, requires_grad=wants_gradient)
+    expected = TRANSFORMS[transform](correlated(x.detach(), f, **options), x)
+    with ops.use(implementation):
+        actual = TRANSFORMS[transform](lambda x: upfirdn2d(x, f, **options), x)
+    torch.testing.assert_close(actual, expected)
+
+
+BATCHED = {
+    **{kind: lambda x, b, kind=kind: upfirdn2d(x, setup_filter([1, 3, 3, 1]), **RESAMPLING[kind])
+       for kind in RESAMPLING},
+    **{act: lambda x, b, act=act: bias_act(x, b, act=act, clamp=0.9) for act in ("lrelu", "tanh", "swish")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+@pytest.mark.parametrize("operation", BATCHED)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_in_batches(operation, implementation):
+    """By PyTorch's old vmap: `is_grads_batched`, `vectorize`."""
+    x, b = laid_out((2, 3, 6, 5), "contiguous"), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    inputs = (x, b) if operation in ACTIVATIONS else (x,)
+
+    def function(x, b=b):
+        return BATCHED[operation](x, b)
+
+    with ops.use(implementation):
+        y = function(x)
+        many = torch.randn(3, *y.shape, dtype=y.dtype)
+        batched = torch.autograd.grad(y, inputs, many, retain_graph=True, is_grads_batched=True)
+        single = [torch.autograd.grad(y, inputs, g, retain_graph=True) for g in many]
+        for ours, theirs in zip(batched, zip(*single, strict=True), strict=True):
+            torch.testing.assert_close(ours, torch.stack(theirs))
+        for matrix, f in (
+            (torch.autograd.functional.jacobian, function),
+            (torch.autograd.functional.hessian, lambda *inputs: function(*inputs).pow(3).sum()),
+        ):
+            torch.testing.assert_close(matrix(f, inputs, vectorize=True), matrix(f, inputs))
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "reference"])

@@ -330,7 +330,7 @@ def test_all_that_is_compared_is_timed(calls, monkeypatch):
     monkeypatch.setattr(selftest, "_TIMED_SHAPE", (1, 2, 8, 8))
     monkeypatch.setattr(selftest, "_REPETITIONS", 1)
     names = {found.operation for found in selftest.compare("cpu")}
-    assert names == {"bias_act", "upfirdn2d", "convolution", "styled_conv"}
+    assert names == {"bias_act", "upfirdn2d", "bias_grad", "convolution", "styled_conv"}
     calls.clear()
     ratios = selftest.speed_ratios("cpu")
     assert set(ratios) == names and min(ratios.values()) > 0
