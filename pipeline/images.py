@@ -32,6 +32,8 @@ MOST_PIXELS = (
     100_000_000  # several times the largest fundus cameras; a bigger file is a mistake, or an attack
 )
 
+# Whatever a file is named. Of other kinds Pillow may start programs: Ghostscript.
+_FORMATS = ("PNG", "TIFF", "JPEG", "GIF", "BMP", "PPM")
 _PNG_COMPRESSION = 6  # fixed: equal pixels give equal bytes
 _GZIP_MAGIC = b"\x1f\x8b"
 _LEAST_PEAK = 0.25  # of the range; a 16-bit file whose brightest pixel is darker holds 12- or 14-bit data
@@ -214,7 +216,7 @@ def _open(path: Path, content: bytes) -> ImageFile:
         # Pillow warns below this module's limit and fails above it; the limit below stands for both.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise UserError(f"{path}: too large an image; {expected}") from error
     if image.width * image.height > MOST_PIXELS:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import lzma
 import struct
 import zipfile
 import zlib
@@ -21,16 +20,22 @@ from stylegan2.errors import StyleGAN2Error
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LABELS = "dataset.json"
+# What SUFFIXES stand for, whatever a file is named. Of other kinds Pillow may start programs: Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 MAX_MEMBER_BYTES = 2**30  # of a file in a ZIP: its header may promise anything
+_PIECE = 2**20  # bytes unpacked at once
+# The others are unpacked in one go, however large, whatever number of bytes zipfile is asked for.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_COMPRESSION_NAMES = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
 _SHOWN = 10
 # All that Pillow's decoders raise for damaged files.
 DECODING_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error),
     Image.DecompressionBombError,
 )
-# All that zipfile raises for damaged or encrypted files, and for kinds of compression that it does not know.
+# All that zipfile raises for damaged or encrypted files.
 _ZIP_ERRORS = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, LookupError),
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, LookupError),
     *(RuntimeError, struct.error),
 )
 _ZIP_EXTRAS = "__MACOSX/"  # a second, unreadable file beside each file that macOS packs
@@ -60,12 +65,14 @@ class _Files:
         place: path of the folder or ZIP file.
         images: names of the images, in the order of their paths.
         has_labels: whether there is a file of labels.
+        misplaced: names of the files that would be labels if they lay at the top.
         read: gives the content of a file; raises StyleGAN2Error that does not name it.
     """
 
     place: Path
     images: list[str]
     has_labels: bool
+    misplaced: list[str]
     read: Callable[[str], bytes]
 
 
@@ -77,7 +84,8 @@ def load_image_folder(
     The file of labels holds `{"labels": [["a/0001.png", 3], …]}`: a path below the folder and the number of a
     class, or a list of numbers; `{"labels": null}` says that there are none.
 
-    An EXIF orientation is applied. Nothing of a ZIP file is unpacked to disk.
+    An EXIF orientation is applied. Nothing of a ZIP file, whose files are stored or deflated, is unpacked to
+    disk.
 
     Args:
         folder: is searched at every depth; or a ZIP file of images.
@@ -103,6 +111,12 @@ def load_image_folder(
                 labels = _read_labels(files)
             except StyleGAN2Error as error:
                 problems.append(str(error))
+        elif files.misplaced:
+            problems.append(
+                f"found {', '.join(files.misplaced[:_SHOWN])} ({len(files.misplaced)} in all); {LABELS} must "
+                f"lie at the top, with the images' paths from there, or be given with the folder that it is "
+                f'in; {{"labels": null}} at the top says that there are none'
+            )
     if problems:
         more = len(problems) - _SHOWN
         shown = problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
@@ -132,7 +146,10 @@ def _open_files(place: Path) -> Iterator[_Files]:
         paths = sorted(path for path in place.rglob("*") if _is_image(path.name) and path.is_file())
         names = [path.relative_to(place).as_posix() for path in paths]
         _check_any(place, names)
-        yield _Files(place, names, (place / LABELS).is_file(), lambda name: _read_file(place / name))
+        has_labels = (place / LABELS).is_file()
+        deeper = [] if has_labels else [path for path in place.rglob(LABELS) if path.is_file()]
+        misplaced = sorted(path.relative_to(place).as_posix() for path in deeper)
+        yield _Files(place, names, has_labels, misplaced, lambda name: _read_file(place / name))
     elif place.is_file():
         try:
             archive = zipfile.ZipFile(place)
@@ -164,17 +181,28 @@ def _zip_files(place: Path, archive: zipfile.ZipFile) -> _Files:
     names = sorted(filter(_is_image, known), key=PurePosixPath)  # as in a folder
     _check_any(place, names)
 
-    def read(name: str) -> bytes:
-        if known[name].file_size > MAX_MEMBER_BYTES:
-            raise StyleGAN2Error(
-                f"has {known[name].file_size:,} bytes, expected at most {MAX_MEMBER_BYTES:,}; leave it out"
-            )
-        try:
-            return archive.read(known[name])
-        except _ZIP_ERRORS as error:
-            raise StyleGAN2Error(f"cannot be read from the ZIP file ({error}); pack it again") from None
+    misplaced = sorted(name for name in known if PurePosixPath(name).name == LABELS and name != LABELS)
+    return _Files(place, names, LABELS in known, misplaced, lambda name: _read_member(archive, known[name]))
 
-    return _Files(place, names, LABELS in known, read)
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Unpack a file into memory, never more than its header promises (and one piece, on the way)."""
+    if member.compress_type not in _COMPRESSIONS:
+        method = _COMPRESSION_NAMES.get(member.compress_type, f"method {member.compress_type}")
+        raise StyleGAN2Error(f"is compressed with {method}, expected Deflate or none; pack it again")
+    if member.file_size > MAX_MEMBER_BYTES:
+        raise StyleGAN2Error(
+            f"has {member.file_size:,} bytes, expected at most {MAX_MEMBER_BYTES:,}; leave it out"
+        )
+    content = io.BytesIO()
+    try:
+        with archive.open(member) as file:
+            # zipfile stops at the promised size, and then compares the checksum.
+            while piece := file.read(min(_PIECE, member.file_size + 1 - content.tell())):
+                content.write(piece)
+    except _ZIP_ERRORS as error:
+        raise StyleGAN2Error(f"cannot be read from the ZIP file ({error}); pack it again") from None
+    return content.getvalue()
 
 
 def _read_file(path: Path) -> bytes:
@@ -229,7 +257,7 @@ def decode_image(content: bytes) -> Image.Image:
             named.
         DECODING_ERRORS: what Pillow raises for a file that is damaged or no image.
     """
-    with Image.open(io.BytesIO(content)) as file:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as file:
         if _is_deep(file):
             raise StyleGAN2Error("more than 8 bits a channel, expected 8; convert it")
         if not is_opaque(file):
@@ -278,7 +306,7 @@ def _read_labels(files: _Files) -> NDArray[np.float32] | None:
             return None
         pairs = [(name, label) for name, label in entries]
         known = dict(pairs)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StyleGAN2Error(
             f'{path}: {error!r}; expected {{"labels": [["image.png", 0], …]}} with a class or a list for '
             "each image"

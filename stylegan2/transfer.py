@@ -40,8 +40,8 @@ class SourceNetworks:
     """Trained networks to start from.
 
     Attributes:
-        folder: of a trained GAN, or of its best snapshot.
-        discriminator_folder: where the discriminator lies: `folder`, or the folder around a best snapshot.
+        folder: of a trained GAN, or of its best snapshot, or of one that was kept.
+        discriminator_folder: where the discriminator lies: `folder`, or for a snapshot that of its training.
         generator: arguments that the generator was built with.
         discriminator: arguments that the discriminator was built with.
         sha256: of the weight files.
@@ -59,12 +59,12 @@ class SourceNetworks:
     def load(cls, init: str) -> "SourceNetworks":
         """Find the networks of `init`; see `find_networks`.
 
-        The `best` folder of a training holds an averaged generator alone. It goes on as raw and as average
-        generator, against the discriminator that the training ended with.
+        The `best` folder of a training, and those in its `snapshots`, hold an averaged generator alone. It
+        goes on as raw and as average generator, against the discriminator that the training ended with.
 
         Raises:
-            StyleGAN2Error: when they cannot be found, the folder lacks a part, or a best snapshot does not
-                lie in the folder of its training.
+            StyleGAN2Error: when they cannot be found, the folder lacks a part, or a snapshot does not lie in
+                the folder of its training.
         """
         folder = find_networks(init)
         discriminator_folder = _discriminator_folder(folder)
@@ -191,32 +191,43 @@ def check_fit(
 
 
 def _discriminator_folder(folder: Path) -> Path:
-    """The folder itself, or for a best snapshot, which has no discriminator, the folder of its training."""
+    """The folder itself, or for a snapshot, which has no discriminator, the folder of its training.
+
+    The best one lies in RUN/best, a kept one in RUN/snapshots/N.
+    """
     if (folder / DISCRIMINATOR).is_file() or not (folder / CONFIG).is_file():
         return folder
     config = read_config(folder)
     if "snapshot" not in config:
         return folder
-    training = folder.resolve().parent
-    advice = "expected it in the folder of its training; put it back there, or give a folder that holds both"
+    kept = "p" not in config  # of the best one it is that of the finished training
+    training = folder.resolve().parent.parent if kept else folder.resolve().parent
+    kind, place = ("a kept", "snapshots in the folder") if kept else ("the best", "the folder")
+    advice = f"expected it in {place} of its training; put it back there, or give a folder that holds both"
     missing = [name for name in (CONFIG, DISCRIMINATOR) if not (training / name).is_file()]
     if missing:
         raise StyleGAN2Error(
-            f"init: {folder} is the best snapshot of a training, without discriminator, and {training} has "
+            f"init: {folder} is {kind} snapshot of a training, without discriminator, and {training} has "
             f"no {' and no '.join(missing)}; {advice}"
         )
     of_training = read_config(training)
     different = [
         name
-        for name in sorted((config.keys() | of_training.keys()) - {"snapshot"})
+        for name in sorted((config.keys() | of_training.keys()) - {"snapshot", *(["p"] if kept else [])})
         if config.get(name) != of_training.get(name)
+        and not (kept and name == "images_seen" and _is_earlier(config, of_training))
     ]
     if different:
         raise StyleGAN2Error(
-            f"init: {folder} is the best snapshot of another training than {training}: {CONFIG} differs in "
+            f"init: {folder} is {kind} snapshot of another training than {training}: {CONFIG} differs in "
             f"{', '.join(different)}; {advice}"
         )
     return training
+
+
+def _is_earlier(config: dict[str, Any], of_training: dict[str, Any]) -> bool:
+    seen, at_end = config.get("images_seen"), of_training.get("images_seen")
+    return isinstance(seen, int) and isinstance(at_end, int) and seen < at_end
 
 
 def _check_arguments(folder: Path, network: type[nn.Module], kwargs: dict[str, Any]) -> None:

@@ -127,6 +127,8 @@ def _source_problems(seeds: list[int] | None, projected: Path | None, noise_mode
         problems.append(
             f"projected-w: is w itself, which {', '.join(given)} would decide on; leave out either"
         )
+    if context.get_parameter_source("batch") is not click.core.ParameterSource.DEFAULT:
+        problems.append("batch: what was projected is drawn one by one; leave --batch out")
     if noise_mode == "random":
         problems.append(
             "noise-mode: got random, but projected-w has no seed to draw it from; use const or none"

@@ -1,6 +1,7 @@
 import ast
 import gzip
 import io
+import os
 import struct
 import sys
 import zlib
@@ -9,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
 from pipeline.errors import UserError
 from pipeline.images import read_gray, read_mask, read_probability, read_rgb, write_png, write_probability
@@ -98,6 +99,35 @@ def test_gzip_is_unpacked(tmp_path, colour):
     Image.fromarray(colour).save(plain, format="PPM")
     (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(plain.getvalue()))
     assert np.array_equal(read_rgb(tmp_path / "a.ppm.gz"), colour)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "MPO", "GIF", "BMP", "PPM"])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_all_kinds_that_datasets_come_in_can_be_read(tmp_path, kind, is_packed):
+    """DRIVE: TIFF, GIF; STARE: PPM, packed; HRF, CHASE_DB1: JPEG (of several pictures: MPO), TIFF, PNG."""
+    content = io.BytesIO()
+    Image.new("L", (9, 7), 255).save(content, kind)
+    (tmp_path / "a").write_bytes(gzip.compress(content.getvalue()) if is_packed else content.getvalue())
+    assert (read_rgb(tmp_path / "a") == 255).all()
+    assert read_gray(tmp_path / "a").shape == (7, 9)
+
+
+def test_a_postscript_file_starts_no_program(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file is named."""
+    programs, started = tmp_path / "bin", tmp_path / "started"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\necho >> '{started}'\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # not searched for yet
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 4\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(content))
+    for name in ("a.png", "a.ppm.gz"):
+        for read in (read_rgb, read_gray):
+            with pytest.raises(UserError, match=rf"{name}: no image"):
+                read(tmp_path / name)
+    assert not started.exists()
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "ppm.gz"])

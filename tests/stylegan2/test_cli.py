@@ -418,11 +418,25 @@ def test_several_ws_without_noise_maps_take_the_networks_own(tmp_path: Path) -> 
 
 def test_a_projected_w_excludes_what_decides_on_w(network: Path, tmp_path: Path) -> None:
     save_file({"ws": torch.zeros(1, 5, 16)}, tmp_path / "w.safetensors")
-    options = ("--seeds", "1", "--trunc", 1, "--cutoff", 2, "--class", 0, "--noise-mode", "random")
+    options = (
+        "--seeds",
+        "1",
+        "--trunc",
+        1,
+        "--cutoff",
+        2,
+        "--class",
+        0,
+        "--noise-mode",
+        "random",
+        "--batch",
+        8,
+    )
     command = ("generate", network, "--projected-w", tmp_path / "w.safetensors", "-o", tmp_path / "out")
     result = run(*command, *options, fails=1)
     for part in (
-        "3 problems",
+        "4 problems",
+        "batch: what was projected is drawn one by one; leave --batch out",
         "projected-w: is w itself, which --seeds, --trunc, --cutoff, --class would decide on",
         "noise-mode: got random",
         "ws: got [1, 5, 16], expected [N, 6, 16]",

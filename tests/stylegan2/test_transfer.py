@@ -258,6 +258,51 @@ def test_a_best_snapshot_with_a_discriminator_of_its_own_stands_alone(best: Path
     assert SourceNetworks.load(str(best)).discriminator_folder == best
 
 
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A kept snapshot of a training, taken before its end."""
+    training = run(
+        tmp_path / "training", kimg=0.016, keep_snapshots=True, snapshot_ticks=1, aug="fixed", p=0.5
+    )
+    return training / "snapshots" / "000000008"
+
+
+def test_a_kept_snapshot_goes_on_against_the_discriminator_of_its_training(
+    kept: Path, tmp_path: Path
+) -> None:
+    training = kept.parent.parent
+    source = SourceNetworks.load(str(kept))
+    assert source.discriminator_folder == training
+    networks = networks_from(source, resolved_from(source))
+    averaged = read_tensors(kept / "generator.safetensors")
+    assert not same_tensors(networks[1], read_tensors(training / "generator.safetensors"))
+    assert same_tensors(networks[0], averaged) and same_tensors(networks[1], averaged)
+    assert same_tensors(networks[2], read_tensors(training / "discriminator.safetensors"))
+    last = SourceNetworks.load(str(training / "snapshots" / "000000016"))
+    assert last.discriminator_folder == training
+    assert len({source.sha256, last.sha256, SourceNetworks.load(str(training)).sha256}) == 3
+    tuned = run(tmp_path / "tuned", init=str(kept), kimg=0.004)
+    assert read_config(tuned)["init_sha256"] == source.sha256
+
+
+@pytest.mark.parametrize("absent", ["config.json", "discriminator.safetensors"])
+def test_a_kept_snapshot_needs_its_training_around_it(absent: str, kept: Path) -> None:
+    (kept.parent.parent / absent).unlink()
+    message = rf"a kept snapshot .* has no {absent}; expected it in snapshots in the folder of its training"
+    with pytest.raises(StyleGAN2Error, match=message):
+        SourceNetworks.load(str(kept))
+
+
+def test_a_kept_snapshot_among_another_training_is_refused(kept: Path) -> None:
+    training = kept.parent.parent
+    config = read_config(training)
+    write_config(training, {**config, "seed": 2, "images_seen": 4})  # it cannot have had more than its end
+    with pytest.raises(
+        StyleGAN2Error, match=r"a kept snapshot of another .* differs in images_seen, seed; exp"
+    ):
+        SourceNetworks.load(str(kept))
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Architecture
 # ----------------------------------------------------------------------------------------------------------
