@@ -10,6 +10,7 @@ rectification of 8·64 maps of 128×128. Each piece counts with its median time.
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -78,11 +79,13 @@ def calibrate(threads: int, rounds: int = 6) -> dict[str, list[float]]:
     """Time the pieces in a process of its own.
 
     What a process has allocated before decides whether new tensors are fresh pages, which is most of the time
-    of the element-wise piece; the baseline's unit was measured in a process that does nothing else.
+    of the element-wise piece; the baseline's unit was measured in a process that does nothing else, whose
+    threads wait in OpenMP's own way.
     """
     command = [sys.executable, __file__, "--threads", str(threads), "--rounds", str(rounds), "--times"]
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     times: dict[str, list[float]] = json.loads(
-        subprocess.run(command, check=True, capture_output=True).stdout
+        subprocess.run(command, check=True, capture_output=True, env=environment).stdout
     )
     return times
 

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import stylegan2  # noqa: F401  (sets how OpenMP's threads wait, before torch is loaded)
+
+# isort: split
 import torch
 from calibration import calibrate, unit_seconds
 

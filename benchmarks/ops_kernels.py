@@ -15,6 +15,9 @@ import statistics
 import time
 from collections.abc import Callable
 
+import stylegan2  # noqa: F401  (sets how OpenMP's threads wait, before torch is loaded)
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -376,6 +376,7 @@ def save_history(path: Path, history: list[Step]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
+@full_precision()
 def _draw(generator: Generator, w: Tensor, noise: dict[str, Tensor], noise_mode: str = "const") -> Tensor:
     """Draw from w [1, 1 or num_ws, w_dim] with these noise maps in the place of the network's own."""
     ws = w.expand(-1, generator.num_ws, -1)

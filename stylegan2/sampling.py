@@ -218,7 +218,8 @@ def draw_ws(
         uint8 [H, W, C].
     """
     for rows, count in _filled(range(len(ws)), batch):
-        images = generator.synthesis(ws[list(rows)].to(_device(generator)), noise_mode=noise_mode)
+        with full_precision():
+            images = generator.synthesis(ws[list(rows)].to(_device(generator)), noise_mode=noise_mode)
         yield from _to_arrays(images)[:count]
 
 

@@ -5,6 +5,7 @@ Karras et al. 2019, "Analyzing and Improving the Image Quality of StyleGAN" (191
 """
 
 import copy
+import hashlib
 import json
 import logging
 import math
@@ -40,7 +41,9 @@ from stylegan2.network_folder import check_and_load, save_weights, write_config
 from stylegan2.networks.discriminator import Discriminator
 from stylegan2.networks.generator import Generator
 from stylegan2.ops.allocation import keep_freed_memory
-from stylegan2.ops.selection import announce_implementation, describe_implementation
+from stylegan2.ops.build import source_digest
+from stylegan2.ops.selection import announce_implementation, describe_implementation, runs_compiled
+from stylegan2.ops.toolchain import processor
 from stylegan2.optimisation import lazy_adam, step_with_gradients, trainable
 from stylegan2.precision import full_precision
 from stylegan2.randomness import Stream, derive_seed
@@ -450,9 +453,12 @@ class Trainer:
 
     def _computed_with(self) -> dict[str, Any]:
         """What the last digits of the results depend on."""
+        on_cpu, compiled = self.device.type == "cpu", runs_compiled(torch.empty(1, device=self.device))
         return {
-            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+            "threads": torch.get_num_threads() if on_cpu else None,
             "ops": describe_implementation(self.device),
+            "kernels": source_digest()[:16] if compiled else None,
+            "processor": hashlib.sha256(processor().encode()).hexdigest()[:16] if on_cpu else None,
             "torch": torch.__version__,
         }
 

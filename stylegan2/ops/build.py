@@ -147,13 +147,17 @@ def cuda_recipe(architectures: tuple[str, ...] | None = None) -> Recipe:
 def _key(
     kind: str, compiler: tuple[str, ...], version: str, flags: tuple[str, ...], machine: tuple[str, ...]
 ) -> str:
+    described = [kind, compiler, version, flags, machine, torch.__version__, sorted(Build.__annotations__)]
+    return hashlib.sha256(json.dumps([source_digest(), *described]).encode()).hexdigest()
+
+
+def source_digest() -> str:
+    """SHA-256 over the kernels' source files, hexadecimal."""
     digest = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         if path.is_file():
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             digest.update(path.read_bytes())
-    described = [kind, compiler, version, flags, machine, torch.__version__, sorted(Build.__annotations__)]
-    digest.update(json.dumps(described).encode())
     return digest.hexdigest()
 
 

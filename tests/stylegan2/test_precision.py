@@ -11,23 +11,29 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan2 import sampling, training
+from stylegan2 import precision, sampling, training
 from stylegan2.config import TrainingOptions
 from stylegan2.precision import full_precision
 from tests.stylegan2.small_networks import small_generator
+
+NEW_NAMES = hasattr(torch.backends.cudnn, "conv")
 
 
 @pytest.fixture(autouse=True)
 def tensor_float_32() -> Iterator[None]:
     """PyTorch's defaults, whatever a test before left behind."""
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in precision._switches()]
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = False, True
     yield
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = before
+    for owner, name, value in before:
+        setattr(owner, name, value)
 
 
 def settings() -> tuple[bool, bool]:
-    return torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
+    """Whether cuDNN is deterministic, and whether its convolutions round to TensorFloat-32."""
+    cudnn = torch.backends.cudnn
+    rounds = cudnn.conv.fp32_precision != "ieee" if NEW_NAMES else cudnn.allow_tf32  # type: ignore[attr-defined]
+    return cudnn.deterministic, rounds
 
 
 def test_a_block_is_exact_and_leaves_no_trace() -> None:
@@ -37,6 +43,26 @@ def test_a_block_is_exact_and_leaves_no_trace() -> None:
     with pytest.raises(ZeroDivisionError), full_precision():
         raise ZeroDivisionError
     assert settings() == (False, True)
+
+
+@pytest.mark.skipif(not NEW_NAMES, reason="PyTorch before 2.9 has one switch alone")
+@pytest.mark.parametrize("switch", ["everything", "cudnn", "conv"])
+@pytest.mark.parametrize("value", ["ieee", "tf32"])
+def test_newer_switches_are_heeded_and_left_alone(switch: str, value: str) -> None:
+    """In a process of its own: some of them cannot be taken back."""
+    owner = {"everything": "torch.backends", "cudnn": "torch.backends.cudnn"}.get(
+        switch, "torch.backends.cudnn.conv"
+    )
+    code = f"""
+import torch
+from stylegan2.precision import full_precision
+{owner}.fp32_precision = {value!r}
+before = torch.backends.cudnn.conv.fp32_precision
+with full_precision():
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+assert torch.backends.cudnn.conv.fp32_precision == before == {value!r}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_training_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +97,8 @@ def test_sampling_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(generator.synthesis, "forward", spy)
     list(sampling.sample_images(generator, range(2), 0.7))
-    assert seen == [(True, False)]
+    list(sampling.draw_ws(generator, torch.zeros(1, generator.num_ws, generator.w_dim)))
+    assert seen == [(True, False)] * 2
     assert settings() == (False, True)
 
 

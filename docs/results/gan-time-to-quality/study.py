@@ -237,9 +237,11 @@ def measure(trainer: Trainer, before: float, progress: Progress, judge: Judge, f
 
 def summary(out: Path, judge: Judge) -> None:
     """Write results.json, the table and the plot of all recipes that have run."""
+    notes = {name: recipe.note for name, recipe in RECIPES.items()}
+    notes["projected"] = "phantom128 against projected discriminators (projected.py)"
     tables = {
         name: pd.DataFrame(Progress.load(out / name / "progress.json").rows)
-        for name in RECIPES
+        for name in notes
         if (out / name / "progress.json").exists()
     }
     target = tables[YARDSTICK].iloc[-1]
@@ -255,7 +257,7 @@ def summary(out: Path, judge: Judge) -> None:
         share = "not reached" if seconds is None else f"{seconds / target.cpu_s:.3f}"
         interval = f"[{last.kid_lo:.2f}, {last.kid_hi:.2f}]"
         lines.append(
-            f"| {name}: {RECIPES[name].note} | {last.shown:,.0f} | {last.cpu_s:,.0f} | {last.kid:.2f} "
+            f"| {name}: {notes[name]} | {last.shown:,.0f} | {last.cpu_s:,.0f} | {last.kid:.2f} "
             f"{interval} | {'' if seconds is None else f'{seconds:,.0f}'} | {share} |"
         )
         axes.plot(measured.cpu_s / 60, measured.kid, marker="o", ms=3, label=name)
