@@ -165,7 +165,7 @@ def test_going_on_with_other_threads_or_operations_is_said(
         run(out, checkpoint_dir=private)
     finally:
         torch.set_num_threads(threads)
-    (message,) = [record.getMessage() for record in caplog.records if record.name == "stylegan2.training"][-1:]
+    message = [record.getMessage() for record in caplog.records if record.name == "stylegan2.training"][-1]
     assert f"computed with threads {threads}, now {threads + 1}; processor '" in message
     assert "the result will not be the same bits" in message
 
