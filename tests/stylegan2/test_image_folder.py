@@ -45,11 +45,12 @@ def write_labels(folder: Path, labels: Any) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three images whose paths are not in the order in which they were written."""
-    save(tmp_path / "b" / "0.png", colour(100))
-    save(tmp_path / "c.PNG", colour(200))
-    save(tmp_path / "a.png", colour(50))
-    (tmp_path / "notes.txt").write_text("no image")
-    return tmp_path
+    folder = tmp_path / "images"  # what lies beside it is the test's own, too
+    save(folder / "b" / "0.png", colour(100))
+    save(folder / "c.PNG", colour(200))
+    save(folder / "a.png", colour(50))
+    (folder / "notes.txt").write_text("no image")
+    return folder
 
 
 def test_images_come_in_the_order_of_their_paths(folder: Path) -> None:
@@ -429,16 +430,18 @@ def test_everything_wrong_in_a_zip_file_is_named_at_once(tmp_path: Path) -> None
 def test_names_that_lead_elsewhere_lead_nowhere(tmp_path: Path) -> None:
     """They are names of labels and messages; and what macOS packs beside the images is no image."""
     picture = save(tmp_path / "a.png", colour(4)).read_bytes()
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+    path = tmp_path / "deep" / "er" / "data.zip"
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("../../b.png", picture)
         archive.writestr("/c.png", picture)
         archive.writestr("__MACOSX/._c.png", b"no image")
         archive.writestr("dataset.json", json.dumps({"labels": [["../../b.png", 1], ["/c.png", 0]]}))
-    before = sorted(tmp_path.parent.rglob("*"))
-    loaded = load_image_folder(tmp_path / "data.zip", SIZE)
+    before = sorted(tmp_path.rglob("*"))
+    loaded = load_image_folder(path, SIZE)
     assert loaded.labels is not None and len(loaded.images) == 2
     assert sorted(loaded.labels[:, 0].tolist()) == [0, 1]
-    assert sorted(tmp_path.parent.rglob("*")) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
