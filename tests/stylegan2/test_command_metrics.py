@@ -181,7 +181,9 @@ def test_labels_and_classes_that_do_not_fit(
 def test_labels_that_are_numbers_are_drawn_too(tmp_path: Path) -> None:
     network, real = write_network(tmp_path / "gan", c_dim=2), write_images(tmp_path / "real")
     write_labels(real, [[0.5, 1]] * 8)
-    run("--real", real, "--network", network, "--count", 3)
+    others = run("--real", real, "--network", network, "--count", 3).output
+    write_labels(real, [[-4, 4]] * 8)
+    assert run("--real", real, "--network", network, "--count", 3).output != others
 
 
 def test_a_network_without_classes_needs_no_labels(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Folders and ZIP files of images: what is read, what is refused, and that all that is wrong is named."""
 
-import contextlib
 import json
 import os
 import random
@@ -507,14 +506,18 @@ def test_of_a_file_no_more_is_unpacked_than_its_header_promises(
     assert peak < 2**22
 
 
-def test_damaged_zip_files_are_errors(folder: Path) -> None:
+def test_damaged_zip_files_are_errors_of_ours_if_any(folder: Path) -> None:
+    """Some damage goes unnoticed, in a date for example; whatever is noticed is named."""
     whole = packed(folder, zipfile.ZIP_DEFLATED).read_bytes()
     path = folder.with_name("damaged.zip")
-    rng = random.Random(0)
+    rng, refused = random.Random(0), 0
     for _ in range(60):
         damaged = bytearray(whole[: rng.randrange(1, len(whole))] if rng.random() < 0.3 else whole)
         for _ in range(rng.randrange(1, 6)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged)
-        with contextlib.suppress(StyleGAN2Error):
+        try:
             load_image_folder(path, SIZE)
+        except StyleGAN2Error:
+            refused += 1
+    assert refused > 30
