@@ -78,7 +78,7 @@ inline int check(const Sg2Upfirdn2d* a, const double* taps, const void* x, const
 inline int check(const Sg2Winograd* a, const void* first, const void* second, const void* out) {
     if (!a || !first || !second || !out) return kNullPointer;
     if (a->batch < 1 || a->in < 1 || a->out < 1) return kBadSize;
-    if (a->pad < 0 || a->pad > 2 || a->what < 0 || a->what > 2) return kBadSize;
+    if (a->pad < 0 || a->pad > 2 || a->what < 0 || a->what > 2 || a->stride < 1 || a->stride > 2) return kBadSize;
     return a->height + 2 * a->pad < 3 || a->width + 2 * a->pad < 3 ? kBadSize : kSuccess;
 }
 

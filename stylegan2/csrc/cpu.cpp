@@ -440,11 +440,7 @@ int sg2_winograd(const Sg2Winograd* args, const void* first, const void* second,
 #if defined(SG2_WINOGRAD)
     const auto *a = static_cast<const float*>(first), *b = static_cast<const float*>(second);
     try {
-        if (args->what == 2) {
-            winograd_kernel_gradient(*args, a, b, static_cast<float*>(out));
-        } else {
-            winograd_convolution(*args, a, b, static_cast<float*>(out));
-        }
+        winograd_by(*args, a, b, static_cast<float*>(out));
     } catch (const std::bad_alloc&) {
         return kNoMemory;
     }

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#define SG2_INTERFACE_VERSION 4
+#define SG2_INTERFACE_VERSION 5
 
 #if defined(_WIN32)
 #define SG2_EXPORT __declspec(dllexport)
@@ -77,15 +77,15 @@ typedef struct {
 
 SG2_EXPORT int sg2_upfirdn2d(const Sg2Upfirdn2d* args, const double* taps, const void* x, void* y, void* stream);
 
-// Convolution with 3×3 kernels, stride 1, of contiguous float32: x [batch, in, height, width] padded by `pad`, 0..2, on
-// every side; w [out, in, 3, 3], a correlation; y [batch, out, height + 2·pad − 2, width + 2·pad − 2]. Only the
-// library for the CPU has it, and where GCC 12 or Clang built that; an error elsewhere.
+// Convolution with 3×3 kernels, of contiguous float32: x [batch, in, height, width] padded by `pad`, 0..2, on every
+// side; w [out, in, 3, 3], a correlation; y [batch, out, H, W] with H = ⌊(height + 2·pad − 3) / stride⌋ + 1 and W alike,
+// stride 1 or 2. Only the library for the CPU has it, and where GCC 12 or Clang built that; an error elsewhere.
 //
 // what 0: first = x, second = w, out = y
 // what 1: first = y, second = w, out = x     (gradient by the image)
 // what 2: first = x, second = y, out = w     (gradient by the kernel)
 typedef struct {
-    int64_t batch, in, out, height, width, pad;
+    int64_t batch, in, out, height, width, pad, stride;
     int32_t what;
     int32_t threads;  // at most so many; 0: all
 } Sg2Winograd;

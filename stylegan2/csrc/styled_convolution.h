@@ -81,18 +81,20 @@ template <int UP>
 void convolve_and_finish(const Shape& s, const Finish& f, const float* x, const float* styles, const float* u, float* v,
                          float* y, int64_t begin, int64_t end) {
     constexpr int kTogether = UP * UP;
-    alignas(64) float m[kRows * kPoints * kTiles], lines[4 * kTogether][4 * kTiles];
+    alignas(64) float m[kRows * Dense::kPoints * kTiles], lines[4 * kTogether][4 * kTiles];
     Strip strips[kTiles];
     for (int64_t group = begin; group < end; ++group) {
         const int count = find_strips(s, group, strips);
         for (int64_t c = 0; c < s.in; ++c) {
             if (c + 1 < s.in) prefetch_input(s, x, c + 1, strips, count);
-            transform_input(s, x, c, strips, count, v + c * kTiles, point_stride(s), styles);
+            transform_input<Dense>(s, x, c, strips, count, v + c * kTiles, point_stride(s), styles);
         }
         for (int64_t first = 0; first < s.out; first += kRows) {
-            multiply_points(s, u, v, first, m);
+            multiply_points<Dense>(s, u, v, first, kRows, m);
             for (int row = 0; row < kRows && first + row < s.out; row += kTogether) {
-                for (int i = 0; i < kTogether; ++i) transform_output(m + (row + i) * kPoints * kTiles, lines + 4 * i);
+                for (int i = 0; i < kTogether; ++i) {
+                    transform_output<Dense>(m + (row + i) * Dense::kPoints * kTiles, lines + 4 * i);
+                }
                 write_finished<UP>(s, f, lines, (first + row) / kTogether, strips, count, y);
             }
         }

@@ -1,10 +1,11 @@
-// Convolution with 3x3 kernels, stride 1, by minimal filtering: tiles of 4x4 outputs from 6x6 inputs with a quarter of
-// the products (Winograd 1980; Lavin & Gray 2015, arXiv 1509.09308, algorithm F(4x4, 3x3)).
+// Convolution with 3x3 kernels by minimal filtering (Winograd 1980; Lavin & Gray 2015, arXiv 1509.09308): tiles of 4x4
+// outputs with fewer products.
 //
 //     y = Aᵀ [Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)] A,          dL/dg = Gᵀ [Σ_tiles (A (dL/dy) Aᵀ) ⊙ (Bᵀ d B)] G
 //
-// The sums over channels, or tiles, are 36 products of matrices. float32, NCHW, CPU; needs the vector extensions of
-// GCC 12 or Clang. Nothing depends on the number of threads.
+// The sums over channels, or tiles, are products of matrices, one for each point. A, B and G are those of an algorithm:
+// `Dense` for stride 1, here; `Strided` for stride 2, in winograd_strided.h. float32, NCHW, CPU; needs the vector
+// extensions of GCC 12 or Clang. Nothing depends on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -29,10 +30,9 @@ namespace winograd {
 typedef float Vector __attribute__((vector_size(64)));  // one number of each of 16 tiles
 
 constexpr int kLanes = 16;
-constexpr int kTiles = 32;   // of a group: two vectors
-constexpr int kRows = 8;     // output channels computed together
-constexpr int kPoints = 36;  // products of a tile
-constexpr int kLongest = 8;  // groups whose sums are taken at once for the gradient of the kernel
+constexpr int kTiles = 32;  // of a group: two vectors
+constexpr int kRows = 8;    // output channels computed together
+constexpr int kKernelSide = 6, kKernelPoints = 36;  // values of a transformed kernel along an axis; all
 
 // What the processor adds up at a time, and how many rows of two such vectors fit its registers.
 #if defined(__AVX512F__)
@@ -74,63 +74,69 @@ private:
 // exact in float, and errors come out a quarter as large as with 1 and 2 (2.2e-6 of the largest result, not 8.4e-6).
 // ---------------------------------------------------------------------------------------------------------------------
 
-constexpr float a1 = 0.625f, a2 = a1 * a1, a3 = a2 * a1;
-constexpr float b1 = 1.5f, b2 = b1 * b1, b3 = b2 * b1;
-constexpr float g0 = 1 / (a2 * b2), ga = 1 / (2 * a2 * (a2 - b2)), gb = 1 / (2 * b2 * (b2 - a2));
+struct Dense {  // F(4x4, 3x3): tiles from 6x6 inputs, a quarter of the products
+    static constexpr int kSide = 6, kPoints = 36;  // inputs of a tile along an axis; its products
+    static constexpr int kPanel = kRows;           // output channels whose products are taken before any is transformed
+    static constexpr int kernel_of(int place) { return place; }
 
-template <class V>
-inline void input_transform(const V* d, int s, V* t, int q) {  // Bᵀ d: 6 to 6
-    const V even_a = d[4 * s] - b2 * d[2 * s], odd_a = a1 * d[3 * s] - (a1 * b2) * d[s];
-    const V even_b = d[4 * s] - a2 * d[2 * s], odd_b = b1 * d[3 * s] - (b1 * a2) * d[s];
-    t[0] = (a2 * b2) * d[0] - (a2 + b2) * d[2 * s] + d[4 * s];
-    t[q] = even_a + odd_a;
-    t[2 * q] = even_a - odd_a;
-    t[3 * q] = even_b + odd_b;
-    t[4 * q] = even_b - odd_b;
-    t[5 * q] = (a2 * b2) * d[s] - (a2 + b2) * d[3 * s] + d[5 * s];
-}
+    static constexpr float a1 = 0.625f, a2 = a1 * a1, a3 = a2 * a1;
+    static constexpr float b1 = 1.5f, b2 = b1 * b1, b3 = b2 * b1;
+    static constexpr float g0 = 1 / (a2 * b2), ga = 1 / (2 * a2 * (a2 - b2)), gb = 1 / (2 * b2 * (b2 - a2));
 
-template <class V>
-inline void output_transform(const V* m, int s, V* y, int q) {  // Aᵀ m: 6 to 4
-    const V even_a = m[s] + m[2 * s], odd_a = m[s] - m[2 * s];
-    const V even_b = m[3 * s] + m[4 * s], odd_b = m[3 * s] - m[4 * s];
-    y[0] = m[0] + even_a + even_b;
-    y[q] = a1 * odd_a + b1 * odd_b;
-    y[2 * q] = a2 * even_a + b2 * even_b;
-    y[3 * q] = a3 * odd_a + b3 * odd_b + m[5 * s];
-}
+    template <class V>
+    static inline void input(const V* d, int s, V* t, int q) {  // Bᵀ d: 6 to 6
+        const V even_a = d[4 * s] - b2 * d[2 * s], odd_a = a1 * d[3 * s] - (a1 * b2) * d[s];
+        const V even_b = d[4 * s] - a2 * d[2 * s], odd_b = b1 * d[3 * s] - (b1 * a2) * d[s];
+        t[0] = (a2 * b2) * d[0] - (a2 + b2) * d[2 * s] + d[4 * s];
+        t[q] = even_a + odd_a;
+        t[2 * q] = even_a - odd_a;
+        t[3 * q] = even_b + odd_b;
+        t[4 * q] = even_b - odd_b;
+        t[5 * q] = (a2 * b2) * d[s] - (a2 + b2) * d[3 * s] + d[5 * s];
+    }
 
-template <class V>
-inline void gradient_transform(const V* y, int s, V* z, int q) {  // A y: 4 to 6
-    const V even_a = y[0] + a2 * y[2 * s], odd_a = a1 * y[s] + a3 * y[3 * s];
-    const V even_b = y[0] + b2 * y[2 * s], odd_b = b1 * y[s] + b3 * y[3 * s];
-    z[0] = y[0];
-    z[q] = even_a + odd_a;
-    z[2 * q] = even_a - odd_a;
-    z[3 * q] = even_b + odd_b;
-    z[4 * q] = even_b - odd_b;
-    z[5 * q] = y[3 * s];
-}
+    template <class V>
+    static inline void output(const V* m, int s, V* y, int q) {  // Aᵀ m: 6 to 4
+        const V even_a = m[s] + m[2 * s], odd_a = m[s] - m[2 * s];
+        const V even_b = m[3 * s] + m[4 * s], odd_b = m[3 * s] - m[4 * s];
+        y[0] = m[0] + even_a + even_b;
+        y[q] = a1 * odd_a + b1 * odd_b;
+        y[2 * q] = a2 * even_a + b2 * even_b;
+        y[3 * q] = a3 * odd_a + b3 * odd_b + m[5 * s];
+    }
 
-template <class V>
-inline void kernel_transform(const V* g, int s, V* u, int q) {  // G g: 3 to 6
-    const V even_a = ga * (g[0] + a2 * g[2 * s]), odd_a = (ga * a1) * g[s];
-    const V even_b = gb * (g[0] + b2 * g[2 * s]), odd_b = (gb * b1) * g[s];
-    u[0] = g0 * g[0];
-    u[q] = even_a + odd_a;
-    u[2 * q] = even_a - odd_a;
-    u[3 * q] = even_b + odd_b;
-    u[4 * q] = even_b - odd_b;
-    u[5 * q] = g[2 * s];
-}
+    template <class V>
+    static inline void gradient(const V* y, int s, V* z, int q) {  // A y: 4 to 6
+        const V even_a = y[0] + a2 * y[2 * s], odd_a = a1 * y[s] + a3 * y[3 * s];
+        const V even_b = y[0] + b2 * y[2 * s], odd_b = b1 * y[s] + b3 * y[3 * s];
+        z[0] = y[0];
+        z[q] = even_a + odd_a;
+        z[2 * q] = even_a - odd_a;
+        z[3 * q] = even_b + odd_b;
+        z[4 * q] = even_b - odd_b;
+        z[5 * q] = y[3 * s];
+    }
 
-template <class V>
-inline void kernel_transform_transposed(const V* u, int s, V* g, int q) {  // Gᵀ u: 6 to 3
-    const V even_a = ga * (u[s] + u[2 * s]), even_b = gb * (u[3 * s] + u[4 * s]);
-    g[0] = g0 * u[0] + even_a + even_b;
-    g[q] = (ga * a1) * (u[s] - u[2 * s]) + (gb * b1) * (u[3 * s] - u[4 * s]);
-    g[2 * q] = a2 * even_a + b2 * even_b + u[5 * s];
-}
+    template <class V>
+    static inline void kernel(const V* g, int s, V* u, int q) {  // G g: 3 to 6
+        const V even_a = ga * (g[0] + a2 * g[2 * s]), odd_a = (ga * a1) * g[s];
+        const V even_b = gb * (g[0] + b2 * g[2 * s]), odd_b = (gb * b1) * g[s];
+        u[0] = g0 * g[0];
+        u[q] = even_a + odd_a;
+        u[2 * q] = even_a - odd_a;
+        u[3 * q] = even_b + odd_b;
+        u[4 * q] = even_b - odd_b;
+        u[5 * q] = g[2 * s];
+    }
+
+    template <class V>
+    static inline void kernel_transposed(const V* u, int s, V* g, int q) {  // Gᵀ u: 6 to 3
+        const V even_a = ga * (u[s] + u[2 * s]), even_b = gb * (u[3 * s] + u[4 * s]);
+        g[0] = g0 * u[0] + even_a + even_b;
+        g[q] = (ga * a1) * (u[s] - u[2 * s]) + (gb * b1) * (u[3 * s] - u[4 * s]);
+        g[2 * q] = a2 * even_a + b2 * even_b + u[5 * s];
+    }
+};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Between rows of pixels and vectors of tiles
@@ -164,33 +170,34 @@ inline void join(const Vector* d, float* row) {
     }
 }
 
-// Adds the sums of 16 vectors to 16 numbers; that of a[i] to number lane_of(i). Changes a.
-inline void add_sums(Vector* a, float* to) {
+// Rows of a 16x16 matrix become its columns.
+inline void transpose(Vector* d) {
+    Vector t[kLanes];
     for (int i = 0; i < 8; ++i) {
-        a[i] = SG2_MIX(a[i], a[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               SG2_MIX(a[i], a[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+        t[2 * i] = SG2_MIX(d[i], d[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        t[2 * i + 1] = SG2_MIX(d[i], d[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     }
-    for (int i = 0; i < 4; ++i) {
-        a[i] = SG2_MIX(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               SG2_MIX(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int i = 0; i < 8; ++i) {
+        d[2 * i] = SG2_MIX(t[i], t[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        d[2 * i + 1] = SG2_MIX(t[i], t[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     }
-    for (int i = 0; i < 2; ++i) {
-        a[i] = SG2_MIX(a[i], a[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               SG2_MIX(a[i], a[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    for (int i = 0; i < 8; ++i) {
+        t[2 * i] = SG2_MIX(d[i], d[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        t[2 * i + 1] = SG2_MIX(d[i], d[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     }
-    store(to, load<Vector>(to) + (SG2_MIX(a[0], a[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-                                  SG2_MIX(a[0], a[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31)));
+    for (int i = 0; i < 8; ++i) {
+        d[2 * i] = SG2_MIX(t[i], t[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        d[2 * i + 1] = SG2_MIX(t[i], t[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
 }
-
-inline int lane_of(int i) { return (i & 8 ? 8 : 0) + (i & 4 ? 4 : 0) + (i & 2 ? 2 : 0) + (i & 1); }
 
 #undef SG2_MIX
 
 // Sizes of a call: x [batch, in, height, width], padded by `pad`; y [batch, out, out_height, out_width].
 struct Shape {
-    int64_t batch, in, out, height, width, pad;
-    int64_t out_height() const { return height + 2 * pad - 2; }
-    int64_t out_width() const { return width + 2 * pad - 2; }
+    int64_t batch, in, out, height, width, pad, stride = 1;
+    int64_t out_height() const { return (height + 2 * pad - 3) / stride + 1; }
+    int64_t out_width() const { return (width + 2 * pad - 3) / stride + 1; }
     int64_t rows() const { return (out_height() + 3) / 4; }  // of tiles, in an image
     int64_t columns() const { return (out_width() + 3) / 4; }
     int64_t tiles() const { return batch * rows() * columns(); }
@@ -235,10 +242,11 @@ inline int64_t lanes_of(const Strip* strips, int count) {
 inline void prefetch_input(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count) {
     constexpr int64_t kCacheLine = 16;
     for (int i = 0; i < count; ++i) {
-        const int64_t top = std::max<int64_t>(0, 4 * strips[i].row - s.pad);
-        const int64_t bottom = std::min(s.height, 4 * strips[i].row - s.pad + 6);
-        const int64_t left = std::max<int64_t>(0, 4 * strips[i].column - s.pad);
-        const int64_t right = std::min(s.width, 4 * (strips[i].column + strips[i].length) - s.pad + 2);
+        const int64_t step = 4 * s.stride, beyond = 3 - s.stride;  // a tile's inputs: step + beyond
+        const int64_t top = std::max<int64_t>(0, step * strips[i].row - s.pad);
+        const int64_t bottom = std::min(s.height, step * (strips[i].row + 1) - s.pad + beyond);
+        const int64_t left = std::max<int64_t>(0, step * strips[i].column - s.pad);
+        const int64_t right = std::min(s.width, step * (strips[i].column + strips[i].length) - s.pad + beyond);
         const float* const plane = x + (strips[i].image * s.in + channel) * s.height * s.width;
         for (int64_t y = top; y < bottom; ++y) {
             for (int64_t at = left; at < right; at += kCacheLine) __builtin_prefetch(plane + y * s.width + at);
@@ -246,10 +254,24 @@ inline void prefetch_input(const Shape& s, const float* x, int64_t channel, cons
     }
 }
 
-// One channel's 6x6 neighbourhoods of a group of tiles, transformed: point k of tile t to out[k · stride + t].
+// Along both axes, from kSide·kSide inputs d of 16 tiles; changes d.
+template <class A>
+inline void transform_and_store_input(Vector* d, float* out, int64_t stride) {
+    Vector t[A::kPoints];
+    for (int i = 0; i < A::kSide; ++i) A::input(d + i, A::kSide, t + i, A::kSide);
+    for (int i = 0; i < A::kSide; ++i) A::input(t + A::kSide * i, 1, d + A::kSide * i, 1);
+    for (int k = 0; k < A::kPoints; ++k) store(out + k * stride, d[k]);
+}
+
+// One channel's neighbourhoods of a group of tiles, transformed: point k of tile t to out[k · stride + t].
 // `factors`: of every channel of every image [batch, in]; null for none.
-inline void transform_input(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count, float* out,
-                            int64_t stride, const float* factors = nullptr) {
+template <class A>
+void transform_input(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count, float* out,
+                     int64_t stride, const float* factors = nullptr);
+
+template <>
+inline void transform_input<Dense>(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count,
+                                   float* out, int64_t stride, const float* factors) {
     alignas(64) float near[6][4 * kTiles], far[6][4 * kTiles];  // pixels 0..3 and 4..7 of each tile
     const int64_t unused = 4 * lanes_of(strips, count);
     for (int line = 0; line < 6; ++line) {
@@ -270,14 +292,12 @@ inline void transform_input(const Shape& s, const float* x, int64_t channel, con
         }
     }
     for (int v = 0; v < kTiles / kLanes; ++v) {
-        Vector d[36], t[36];
+        Vector d[Dense::kPoints];
         for (int line = 0; line < 6; ++line) {
             split<4>(near[line] + 64 * v, d + 6 * line);
             split<2>(far[line] + 64 * v, d + 6 * line + 4);
         }
-        for (int i = 0; i < 6; ++i) input_transform(d + i, 6, t + i, 6);
-        for (int i = 0; i < 6; ++i) input_transform(t + 6 * i, 1, d + 6 * i, 1);
-        for (int k = 0; k < kPoints; ++k) store(out + k * stride + v * kLanes, d[k]);
+        transform_and_store_input<Dense>(d, out + v * kLanes, stride);
     }
 }
 
@@ -298,21 +318,28 @@ inline void write_tiles(const Shape& s, const float (*rows)[4 * kTiles], int64_t
 // Convolution; and the gradient by the image, which is the convolution with the kernels turned and transposed
 // ---------------------------------------------------------------------------------------------------------------------
 
-inline int64_t kernel_size(const Shape& s) { return (s.out + kRows - 1) / kRows * kPoints * s.in * kRows; }
+inline int64_t kernel_size(const Shape& s) { return (s.out + kRows - 1) / kRows * kKernelPoints * s.in * kRows; }
 
-// Kernels w [out, in, 3, 3] as u [out / 8, 36, in, 8]; turned: w is [in, out, 3, 3].
-inline void transform_kernels(const Shape& s, const float* w, bool turned, int64_t block, float* u) {
+// Which value of a kernel takes part in a product of a tile; along an axis `A::kernel_of` says so.
+template <class A>
+constexpr int kernel_point(int point) {
+    return kKernelSide * A::kernel_of(point / A::kSide) + A::kernel_of(point % A::kSide);
+}
+
+// Kernels w [out, in, 3, 3] as u [out / 8, 36, in, 8]; `swapped`: w is [in, out, 3, 3]; `turned`: by half a turn.
+template <class A>
+void transform_kernels(const Shape& s, const float* w, bool swapped, bool turned, int64_t block, float* u) {
     typedef float Row __attribute__((vector_size(4 * kRows)));
     for (int64_t in = 0; in < s.in; ++in) {
-        Row g[9] = {}, t[18], r[36];
+        Row g[9] = {}, t[3 * kKernelSide], r[kKernelPoints];
         for (int lane = 0; lane < kRows && block * kRows + lane < s.out; ++lane) {
             const int64_t out = block * kRows + lane;
-            const float* taps = w + 9 * (turned ? in * s.out + out : out * s.in + in);
+            const float* taps = w + 9 * (swapped ? in * s.out + out : out * s.in + in);
             for (int i = 0; i < 9; ++i) g[i][lane] = taps[turned ? 8 - i : i];
         }
-        for (int i = 0; i < 3; ++i) kernel_transform(g + i, 3, t + i, 3);
-        for (int i = 0; i < 6; ++i) kernel_transform(t + 3 * i, 1, r + 6 * i, 1);
-        for (int k = 0; k < kPoints; ++k) store(u + ((block * kPoints + k) * s.in + in) * kRows, r[k]);
+        for (int i = 0; i < 3; ++i) A::kernel(g + i, 3, t + i, 3);
+        for (int i = 0; i < kKernelSide; ++i) A::kernel(t + 3 * i, 1, r + kKernelSide * i, 1);
+        for (int k = 0; k < kKernelPoints; ++k) store(u + ((block * kKernelPoints + k) * s.in + in) * kRows, r[k]);
     }
 }
 
@@ -339,43 +366,57 @@ inline void multiply(const float* u, const float* v, int64_t in, float* m, int64
     }
 }
 
-// Between the points of a group of transformed tiles. Not a power of two: 36 streams that fall into one set of the
-// cache would evict each other.
+// Between the points of a group of transformed tiles. Not a power of two: streams that fall into one set of the cache
+// would evict each other.
 inline int64_t point_stride(const Shape& s) { return s.in * kTiles + kLanes; }
 
-// Products of a transformed group of tiles with eight output channels from `first` on: m [8, 36, 32].
-inline void multiply_points(const Shape& s, const float* u, const float* v, int64_t first, float* m) {
-    const float* kernels = u + first * kPoints * s.in;
-    for (int k = 0; k < kPoints; ++k) {
-        multiply(kernels + k * s.in * kRows, v + k * point_stride(s), s.in, m + k * kTiles, kPoints * kTiles);
+// Products of a transformed group of tiles with `rows` output channels from `first` on: m [rows, kPoints, 32].
+template <class A>
+void multiply_points(const Shape& s, const float* u, const float* v, int64_t first, int64_t rows, float* m) {
+    for (int k = 0; k < A::kPoints; ++k) {
+        for (int64_t row = 0; row < rows; row += kRows) {
+            const float* const kernels = u + ((first + row) * kKernelPoints + kernel_point<A>(k) * kRows) * s.in;
+            multiply(kernels, v + k * point_stride(s), s.in, m + (row * A::kPoints + k) * kTiles,
+                     A::kPoints * kTiles);
+        }
     }
 }
 
-// One output channel's pixels, as four lines of 32 tiles, from its products [36, 32].
-inline void transform_output(const float* m, float (*lines)[4 * kTiles]) {
+// One output channel's pixels, as four lines of 32 tiles, from its products [kPoints, 32].
+template <class A>
+void transform_output(const float* m, float (*lines)[4 * kTiles]) {
     for (int part = 0; part < kTiles / kLanes; ++part) {
-        Vector d[36], t[24], r[16];
-        for (int k = 0; k < kPoints; ++k) d[k] = load<Vector>(m + k * kTiles + part * kLanes);
-        for (int i = 0; i < 6; ++i) output_transform(d + i, 6, t + i, 6);
-        for (int i = 0; i < 4; ++i) output_transform(t + 6 * i, 1, r + 4 * i, 1);
+        Vector d[A::kPoints], t[4 * A::kSide], r[16];
+        for (int k = 0; k < A::kPoints; ++k) d[k] = load<Vector>(m + k * kTiles + part * kLanes);
+        for (int i = 0; i < A::kSide; ++i) A::output(d + i, A::kSide, t + i, A::kSide);
+        for (int i = 0; i < 4; ++i) A::output(t + A::kSide * i, 1, r + 4 * i, 1);
         for (int i = 0; i < 4; ++i) join(r + 4 * i, lines[i] + 64 * part);
     }
 }
 
-// Groups begin..end of tiles; u of transform_kernels, v working memory of kPoints · point_stride(s).
-inline void convolve(const Shape& s, const float* x, const float* u, float* v, float* y, int64_t begin, int64_t end) {
-    alignas(64) float m[kRows * kPoints * kTiles], lines[4][4 * kTiles];
+// Working memory of `convolve`: transformed inputs of a group, products of a panel of output channels.
+template <class A>
+int64_t scratch_size(const Shape& s) {
+    return A::kPoints * (point_stride(s) + A::kPanel * kTiles);
+}
+
+// Groups begin..end of tiles; u of transform_kernels.
+template <class A>
+void convolve(const Shape& s, const float* x, const float* u, float* scratch, float* y, int64_t begin, int64_t end) {
+    alignas(64) float lines[4][4 * kTiles];
+    float* const m = scratch + A::kPoints * point_stride(s);
     Strip strips[kTiles];
     for (int64_t group = begin; group < end; ++group) {
         const int count = find_strips(s, group, strips);
         for (int64_t c = 0; c < s.in; ++c) {
             if (c + 1 < s.in) prefetch_input(s, x, c + 1, strips, count);
-            transform_input(s, x, c, strips, count, v + c * kTiles, point_stride(s));
+            transform_input<A>(s, x, c, strips, count, scratch + c * kTiles, point_stride(s));
         }
-        for (int64_t first = 0; first < s.out; first += kRows) {
-            multiply_points(s, u, v, first, m);
-            for (int row = 0; row < kRows && first + row < s.out; ++row) {
-                transform_output(m + row * kPoints * kTiles, lines);
+        for (int64_t first = 0; first < s.out; first += A::kPanel) {
+            const int64_t rows = std::min<int64_t>(A::kPanel, s.out - first);
+            multiply_points<A>(s, u, scratch, first, rows, m);
+            for (int64_t row = 0; row < rows; ++row) {
+                transform_output<A>(m + row * A::kPoints * kTiles, lines);
                 write_tiles(s, lines, first + row, strips, count, y);
             }
         }

@@ -11,44 +11,106 @@
 #include "threads.h"
 #include "winograd.h"
 #include "winograd_kernel_gradient.h"
+#include "winograd_strided.h"
 
 #if defined(SG2_WINOGRAD)
 namespace sg2 {
 namespace {
 
-void winograd_convolution(const Sg2Winograd& args, const float* x, const float* w, float* y) {
-    const bool turned = args.what == 1;  // the gradient by x pads y by 2 − pad
-    const winograd::Shape s = turned ? winograd::Shape{args.batch, args.out, args.in, args.height + 2 * args.pad - 2,
-                                                       args.width + 2 * args.pad - 2, 2 - args.pad}
-                                     : winograd::Shape{args.batch, args.in, args.out, args.height, args.width, args.pad};
+winograd::Shape shape_of(const Sg2Winograd& args) {
+    return {args.batch, args.in, args.out, args.height, args.width, args.pad, args.stride};
+}
+
+int64_t blocks(int64_t channels) { return (channels + winograd::kRows - 1) / winograd::kRows; }
+
+// Kernels w of y = w * x, or where they are turned and swapped the gradient by an image.
+template <class A>
+void winograd_convolution(const winograd::Shape& s, bool gradient, int32_t threads, const float* x, const float* w,
+                          float* y) {
     const winograd::Buffer kernels(winograd::kernel_size(s));
-    const int64_t work = s.tiles() * s.in * s.out;
-    const int parts = threads_for(work, args.threads);
-    in_parts((s.out + winograd::kRows - 1) / winograd::kRows, parts, [&](int, int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) winograd::transform_kernels(s, w, turned, i, kernels.get());
+    const int parts = threads_for(s.tiles() * s.in * s.out, threads);
+    in_parts(blocks(s.out), parts, [&](int, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            winograd::transform_kernels<A>(s, w, gradient, gradient, i, kernels.get());
+        }
     });
-    const int64_t each = winograd::kPoints * winograd::point_stride(s);
+    const int64_t each = winograd::scratch_size<A>(s);
     const winograd::Buffer scratch(each * parts);  // here: a thread that finds no memory could not say so
     in_parts(s.groups(), parts, [&](int part, int64_t begin, int64_t end) {
-        winograd::convolve(s, x, kernels.get(), scratch.get() + part * each, y, begin, end);
+        winograd::convolve<A>(s, x, kernels.get(), scratch.get() + part * each, y, begin, end);
     });
 }
 
-void winograd_kernel_gradient(const Sg2Winograd& args, const float* x, const float* g, float* w) {
-    const winograd::Shape s{args.batch, args.in, args.out, args.height, args.width, args.pad};
-    const winograd::Workspace space(s);
-    const int parts = threads_for(s.tiles() * s.in * s.out, args.threads);
-    for (int64_t first = 0; first < s.groups(); first += space.groups) {
-        in_parts(s.in + s.out, parts, [&](int, int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) winograd::transform_channel(s, space, x, g, i, first);
-        });
-        in_parts(winograd::kPoints, parts, [&](int, int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) winograd::add_products(s, space, static_cast<int>(i));
-        });
-    }
-    in_parts(winograd::fours(s.out), parts, [&](int, int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) winograd::finish_kernels(s, space, i, w);
+// Calls run(part, i, begin, end) for all i of `size`, and for channels begin..end in blocks of `block`, all in all once
+// for every pair. Threads share `size` first: what they do alike for all channels, each does for its own.
+template <class Run>
+void in_parts_of_both(int64_t size, int64_t channels, int64_t block, int parts, const Run& run) {
+    const int rows = static_cast<int>(std::min<int64_t>(size, parts));
+    const int64_t all = (channels + block - 1) / block;
+    const int columns = static_cast<int>(std::min<int64_t>(all, parts / rows));
+    in_parts(rows * columns, rows * columns, [&](int part, int64_t, int64_t) {
+        const int row = part / columns, column = part % columns;
+        const int64_t begin = all * column / columns * block, end = all * (column + 1) / columns * block;
+        for (int64_t i = size * row / rows; i < size * (row + 1) / rows; ++i) {
+            run(part, i, begin, std::min(channels, end));
+        }
     });
+}
+
+// The gradient by x of a convolution of stride 2.
+void winograd_strided_gradient(const winograd::Shape& s, int32_t threads, const float* y, const float* w, float* x) {
+    const winograd::Shape swapped = winograd::swap_channels(s);
+    const winograd::Buffer kernels(winograd::kernel_size(swapped));
+    const int parts = threads_for(s.tiles() * s.in * s.out, threads);
+    in_parts(blocks(s.in), parts, [&](int, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            winograd::transform_kernels<winograd::Strided>(swapped, w, true, false, i, kernels.get());
+        }
+    });
+    const int64_t each = winograd::spread_scratch(s), together = winograd::images_together(s);
+    const winograd::Buffer scratch(each * parts);
+    const int64_t sets = (s.batch + together - 1) / together;
+    in_parts_of_both(sets, s.in, winograd::kRows, parts, [&](int part, int64_t set, int64_t begin, int64_t end) {
+        winograd::Shape some = s;
+        const int64_t first = set * together;
+        some.batch = std::min(together, s.batch - first);
+        winograd::spread(some, y + first * s.out * s.out_height() * s.out_width(), kernels.get(), begin, end,
+                         scratch.get() + part * each, x + first * s.in * s.height * s.width);
+    });
+}
+
+template <class A>
+void winograd_kernel_gradient(const winograd::Shape& s, int32_t threads, const float* x, const float* g, float* w) {
+    const winograd::KernelGradient<A> sizes(s);
+    const int parts = threads_for(s.tiles() * s.in * s.out, threads);
+    const winograd::Buffer sums(sizes.sums * sizes.slabs), scratch(sizes.scratch() * parts);
+    in_parts_of_both(sizes.slabs, sizes.out, winograd::kChunk, parts,
+                     [&](int part, int64_t slab, int64_t begin, int64_t end) {
+                         winograd::sum_slab(sizes, x, g, slab, begin, end, scratch.get() + part * sizes.scratch(),
+                                            sums.get() + slab * sizes.sums);
+                     });
+    in_parts(s.out, parts, [&](int, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) winograd::finish_kernels(sizes, sums.get(), i, w);
+    });
+}
+
+void winograd_by(const Sg2Winograd& args, const float* first, const float* second, float* out) {
+    using winograd::Dense;
+    using winograd::Strided;
+    const winograd::Shape s = shape_of(args);
+    const bool strided = args.stride == 2;
+    if (args.what == 2) {
+        const auto run = strided ? winograd_kernel_gradient<Strided> : winograd_kernel_gradient<Dense>;
+        run(s, args.threads, first, second, out);
+    } else if (args.what == 1 && strided) {
+        winograd_strided_gradient(s, args.threads, first, second, out);
+    } else if (args.what == 1) {  // the gradient by x is a convolution that pads y by 2 − pad
+        const winograd::Shape turned{s.batch, s.out, s.in, s.out_height(), s.out_width(), 2 - s.pad};
+        winograd_convolution<Dense>(turned, true, args.threads, first, second, out);
+    } else {
+        const auto run = strided ? winograd_convolution<Strided> : winograd_convolution<Dense>;
+        run(s, false, args.threads, first, second, out);
+    }
 }
 
 winograd::Shape shape_of(const Sg2Styled& args) {
@@ -57,10 +119,12 @@ winograd::Shape shape_of(const Sg2Styled& args) {
 
 void styled_kernels(const Sg2Styled& args, const float* w, float* kernels) {
     const winograd::Shape s = shape_of(args);
-    in_parts((s.out + winograd::kRows - 1) / winograd::kRows, threads_for(winograd::kernel_size(s), args.threads),
-             [&](int, int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) winograd::transform_kernels(s, w, false, i, kernels);
-             });
+    const int parts = threads_for(winograd::kernel_size(s), args.threads);
+    in_parts(blocks(s.out), parts, [&](int, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            winograd::transform_kernels<winograd::Dense>(s, w, false, false, i, kernels);
+        }
+    });
 }
 
 void styled_convolution(const Sg2Styled& args, const float* x, const float* kernels, const float* styles,
@@ -73,7 +137,7 @@ void styled_convolution(const Sg2Styled& args, const float* x, const float* kern
                                   static_cast<float>(args.slope), static_cast<float>(args.gain), limit};
     const auto run = args.up == 2 ? winograd::convolve_and_finish<2> : winograd::convolve_and_finish<1>;
     const int parts = threads_for(s.tiles() * s.in * s.out, args.threads);
-    const int64_t each = winograd::kPoints * winograd::point_stride(s);
+    const int64_t each = winograd::Dense::kPoints * winograd::point_stride(s);
     const winograd::Buffer scratch(each * parts);
     in_parts(s.groups(), parts, [&](int part, int64_t begin, int64_t end) {
         run(s, finish, x, styles, kernels, scratch.get() + part * each, y, begin, end);

@@ -10,10 +10,11 @@ transposed convolution) by X, `_KernelGradient` by W. So the derivative of each 
 any order. Left to autograd, the second derivative turns the gradient of the kernel into a convolution whose
 kernel is as large as the image.
 
-With kernels of 3×3 and stride 1 all three can take compiled Winograd kernels on a CPU (`csrc/winograd.h`): a
-quarter of the products, 1.9 to 2.7 times faster than PyTorch at 32 to 128 channels, and off by 2·10⁻⁶ of the
-largest result where PyTorch is off by 4·10⁻⁷. An infinity or NaN spreads over tiles of 4×4 pixels instead of
-3×3 around it. `stylegan2.ops.selection` says when they run.
+With kernels of 3×3 all three can take compiled Winograd kernels on a CPU: with stride 1 (`csrc/winograd.h`) a
+quarter of the products, 1.6 to 3.6 times faster than PyTorch at 32 to 256 channels, and off by 2·10⁻⁶ of the
+largest result where PyTorch is off by 4·10⁻⁷; with stride 2 (`csrc/winograd_strided.h`) 9/16 of the products,
+1.0 to 2.0 times faster, and off by 10⁻⁶. An infinity or NaN spreads over tiles of 4×4 results.
+`stylegan2.ops.selection` says when they run.
 
 Nothing is registered with `torch.library`: whatever looks at single operations (torch.compile, export,
 traces, torch.func, forward-mode differentiation, autocast, dispatch modes, subclasses of tensors) meets
@@ -36,10 +37,13 @@ from stylegan2.ops import native, selection
 
 Gradients = tuple[Tensor | None, Tensor | None, None]
 
-# Where Winograd won (AVX-512, one thread): below, transforms cost more than the saved products.
-_LEAST_CHANNELS, _LEAST_TILES, _LEAST_TILES_FOR_KERNELS = 16, 64, 128
-_LEAST_TILES_STYLED = 32  # with kernels that are prepared once
 _CONVOLUTION, _BY_IMAGE, _BY_KERNEL = 0, 1, 2  # `what` of `sg2_winograd`
+# Where Winograd won (AVX-512, one thread), by stride: least channels of either image, least tiles of 4×4
+# pixels of Y. Below, transforms cost more than the saved products.
+_LEAST = {
+    1: {_CONVOLUTION: (16, 32), _BY_IMAGE: (16, 32), _BY_KERNEL: (16, 32)},
+    2: {_CONVOLUTION: (32, 64), _BY_IMAGE: (16, 32), _BY_KERNEL: (32, 64)},
+}
 
 _local = threading.local()
 
@@ -236,15 +240,16 @@ class _KernelGradient(torch.autograd.Function):
 
 
 def _compute_correlate(x: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
-    if _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _LEAST_TILES):
+    if _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _CONVOLUTION):
         size = [x.shape[0], w.shape[0], *_small_size(geometry)]
-        return _winograd(x, w, size, geometry.padding[0], _CONVOLUTION)
+        return _winograd(x, w, size, geometry.padding[0], geometry.stride, _CONVOLUTION)
     return F.conv2d(x, w, stride=geometry.stride, padding=geometry.padding, groups=geometry.groups)
 
 
 def _compute_spread(y: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
-    if _takes_winograd(geometry, y, w, (w.shape[0], w.shape[1]), _LEAST_TILES):
-        return _winograd(y, w, [y.shape[0], w.shape[1], *geometry.large], geometry.padding[0], _BY_IMAGE)
+    if _takes_winograd(geometry, y, w, (w.shape[0], w.shape[1]), _BY_IMAGE):
+        size = [y.shape[0], w.shape[1], *geometry.large]
+        return _winograd(y, w, size, geometry.padding[0], geometry.stride, _BY_IMAGE)
     if geometry.kernel == (1, 1) and geometry.stride == geometry.groups == 1 and geometry.padding == (0, 0):
         return F.conv2d(y, w.transpose(0, 1))  # which is slow in PyTorch as a transposed convolution
     return F.conv_transpose2d(
@@ -259,8 +264,8 @@ def _compute_spread(y: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
 
 def _compute_kernel_gradient(x: Tensor, y: Tensor, geometry: _Geometry) -> Tensor:
     shape = [y.shape[1], x.shape[1] // geometry.groups, *geometry.kernel]
-    if _takes_winograd(geometry, x, y, (x.shape[1], y.shape[1]), _LEAST_TILES_FOR_KERNELS):
-        return _winograd(x, y, shape, geometry.padding[0], _BY_KERNEL)
+    if _takes_winograd(geometry, x, y, (x.shape[1], y.shape[1]), _BY_KERNEL):
+        return _winograd(x, y, shape, geometry.padding[0], geometry.stride, _BY_KERNEL)
     gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
         y,
         x,
@@ -279,16 +284,22 @@ def _compute_kernel_gradient(x: Tensor, y: Tensor, geometry: _Geometry) -> Tenso
 
 
 def _small_size(geometry: _Geometry) -> tuple[int, int]:
-    """(height, width) of Y for a stride of 1."""
+    """(height, width) of Y; below 1 where the kernel does not fit into X."""
     (height, width), (y, x), (kernel_y, kernel_x) = geometry.large, geometry.padding, geometry.kernel
-    return height + 2 * y - kernel_y + 1, width + 2 * x - kernel_x + 1
+    stride = geometry.stride
+    return (height + 2 * y - kernel_y) // stride + 1, (width + 2 * x - kernel_x) // stride + 1
 
 
 def _takes_winograd(
-    geometry: _Geometry, image: Tensor, other: Tensor, channels: tuple[int, int], least_tiles: int
+    geometry: _Geometry, image: Tensor, other: Tensor, channels: tuple[int, int], what: int
 ) -> bool:
     """Whether it may, can, and pays; `channels` are those that both images have if all fits together."""
-    if not geometry.winograd or geometry.kernel != (3, 3) or geometry.stride != 1 or geometry.groups != 1:
+    if (
+        not geometry.winograd
+        or geometry.kernel != (3, 3)
+        or geometry.stride not in _LEAST
+        or geometry.groups != 1
+    ):
         return False
     if not _holds_floats(image) or not _holds_floats(other) or _is_watched(image, other):
         return False
@@ -297,11 +308,12 @@ def _takes_winograd(
     pad_y, pad_x = geometry.padding
     height, width = _small_size(geometry)
     tiles = image.shape[0] * -(-height // 4) * -(-width // 4)  # of 4 × 4 pixels
+    least_channels, least_tiles = _LEAST[geometry.stride][what]
     return (
         0 <= pad_y == pad_x <= 2
         and min(height, width) >= 1
         and image.shape[1] == channels[0]
-        and min(channels) >= _LEAST_CHANNELS
+        and min(channels) >= least_channels
         and tiles >= least_tiles
     )
 
@@ -314,7 +326,7 @@ def takes_styled(x: Tensor, w: Tensor) -> bool:
     if x.ndim != 4 or _is_watched(x, w) or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         return False
     geometry = _Geometry(1, (1, 1), 1, _size(x), _size(w), selection.convolves_by_winograd(x))
-    return _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _LEAST_TILES_STYLED)
+    return _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _CONVOLUTION)
 
 
 def _holds_floats(x: Tensor) -> bool:
@@ -327,7 +339,7 @@ def _holds_floats(x: Tensor) -> bool:
     return x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _winograd(first: Tensor, second: Tensor, size: list[int], padding: int, what: int) -> Tensor:
+def _winograd(first: Tensor, second: Tensor, size: list[int], padding: int, stride: int, what: int) -> Tensor:
     """`sg2_winograd`; what first, second and the result are depends on `what`, see `csrc/interface.h`."""
     library = native.load("cpu")
     first, second = first.contiguous(), second.contiguous()
@@ -335,7 +347,7 @@ def _winograd(first: Tensor, second: Tensor, size: list[int], padding: int, what
     large = result if what == _BY_IMAGE else first
     kernel = result if what == _BY_KERNEL else second
     small = first if what == _BY_IMAGE else result if what == _CONVOLUTION else second
-    _check_shapes(large, kernel, small, padding)
+    _check_shapes(large, kernel, small, padding, stride)
     arguments = native.WinogradArguments(
         large.shape[0],
         kernel.shape[1],
@@ -343,6 +355,7 @@ def _winograd(first: Tensor, second: Tensor, size: list[int], padding: int, what
         large.shape[2],
         large.shape[3],
         padding,
+        stride,
         what,
         torch.get_num_threads(),
     )
@@ -354,13 +367,14 @@ def _winograd(first: Tensor, second: Tensor, size: list[int], padding: int, what
     return result
 
 
-def _check_shapes(large: Tensor, kernel: Tensor, small: Tensor, padding: int) -> None:
+def _check_shapes(large: Tensor, kernel: Tensor, small: Tensor, padding: int, stride: int) -> None:
     """The kernels get addresses alone: what does not fit would be read beyond its end."""
     batch, channels, height, width = large.shape
     out = small.shape[1]
-    fitting = (batch, out, height + 2 * padding - 2, width + 2 * padding - 2)
+    geometry = _Geometry(stride, (padding, padding), 1, (height, width), (3, 3), True)
+    fitting = (batch, out, *_small_size(geometry))
     if small.shape != fitting or kernel.shape != (out, channels, 3, 3):
         raise StyleGAN2Error(
             f"ops: winograd: got images {tuple(large.shape)} and {tuple(small.shape)}, kernels "
-            f"{tuple(kernel.shape)} and padding {padding}, which do not fit together"
+            f"{tuple(kernel.shape)}, padding {padding} and stride {stride}, which do not fit together"
         )

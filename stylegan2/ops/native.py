@@ -18,7 +18,7 @@ ACTIVATION_CODES = {
         ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
     )
 }
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 
 
 class BiasActArguments(ctypes.Structure):
@@ -56,7 +56,7 @@ class WinogradArguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "in_channels", "out_channels")),
-        *((name, ctypes.c_int64) for name in ("height", "width", "pad")),
+        *((name, ctypes.c_int64) for name in ("height", "width", "pad", "stride")),
         ("what", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )

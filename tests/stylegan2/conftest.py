@@ -178,10 +178,9 @@ def always_winograd() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _winograd_everywhere() -> Iterator[None]:
-    limits = ("_LEAST_CHANNELS", "_LEAST_TILES", "_LEAST_TILES_STYLED", "_LEAST_TILES_FOR_KERNELS")
+    least = {stride: dict.fromkeys(limits, (1, 1)) for stride, limits in convolution._LEAST.items()}
     with pytest.MonkeyPatch.context() as patch, ops.use("cpu"), ops.use_convolution("winograd"):
-        for limit in limits:
-            patch.setattr(convolution, limit, 1)
+        patch.setattr(convolution, "_LEAST", least)
         yield
 
 

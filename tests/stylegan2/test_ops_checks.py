@@ -206,18 +206,21 @@ def test_a_library_that_never_loads_is_an_error_told_again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "size", "what"),
+    ("first", "second", "size", "stride", "what"),
     [
-        ((2, 16, 8, 8), (16, 8, 3, 3), (2, 16, 8, 8), convolution._CONVOLUTION),
-        ((2, 16, 8, 8), (16, 16, 3, 3), (2, 16, 9, 8), convolution._CONVOLUTION),
-        ((1, 16, 8, 8), (16, 16, 3, 3), (2, 16, 8, 8), convolution._BY_IMAGE),
-        ((2, 16, 8, 8), (2, 16, 8, 7), (16, 16, 3, 3), convolution._BY_KERNEL),
-        ((2, 16, 8, 8), (2, 16, 8, 8), (16, 16, 2, 3), convolution._BY_KERNEL),
+        ((2, 16, 8, 8), (16, 8, 3, 3), (2, 16, 8, 8), 1, convolution._CONVOLUTION),
+        ((2, 16, 8, 8), (16, 16, 3, 3), (2, 16, 9, 8), 1, convolution._CONVOLUTION),
+        ((2, 16, 8, 8), (16, 16, 3, 3), (2, 16, 8, 8), 2, convolution._CONVOLUTION),
+        ((1, 16, 8, 8), (16, 16, 3, 3), (2, 16, 8, 8), 1, convolution._BY_IMAGE),
+        ((2, 16, 4, 4), (16, 16, 3, 3), (2, 16, 9, 9), 2, convolution._BY_IMAGE),
+        ((2, 16, 8, 8), (2, 16, 8, 7), (16, 16, 3, 3), 1, convolution._BY_KERNEL),
+        ((2, 16, 8, 8), (2, 16, 8, 8), (16, 16, 2, 3), 1, convolution._BY_KERNEL),
+        ((2, 16, 8, 8), (2, 16, 4, 5), (16, 16, 3, 3), 2, convolution._BY_KERNEL),
     ],
 )
-def test_convolutions_that_do_not_fit_are_refused(first, second, size, what):
+def test_convolutions_that_do_not_fit_are_refused(first, second, size, stride, what):
     with pytest.raises(StyleGAN2Error, match=r"winograd: got images .* do not fit together"):
-        convolution._winograd(torch.zeros(first), torch.zeros(second), list(size), 1, what)
+        convolution._winograd(torch.zeros(first), torch.zeros(second), list(size), 1, stride, what)
 
 
 def test_kernels_of_five_dimensions_are_pytorchs_error(always_winograd):

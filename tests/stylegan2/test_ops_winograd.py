@@ -36,8 +36,9 @@ def calls(always_winograd, monkeypatch):
     return seen
 
 
-def deviation(actual, exact):
-    return ((actual - exact).abs().max() / exact.abs().max().clamp_min(1e-30)).item()
+def deviation(actual, exact, least=1e-30):
+    """Largest difference in parts of the largest exact number, or of `least`."""
+    return ((actual - exact).abs().max() / exact.abs().max().clamp_min(least)).item()
 
 
 def derivatives(function, x, w):
@@ -78,48 +79,47 @@ def test_derivatives_of_the_transposed_one(stride, kernel):
 
 
 @needs_winograd
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(1, 3),
-    st.integers(1, 11),
-    st.integers(1, 11),
+    st.integers(1, 40),
+    st.integers(1, 40),
     st.integers(1, 37),
     st.integers(1, 70),
     st.integers(0, 2),
     st.sampled_from([1, 2]),
+    st.sampled_from([1, 2]),
 )
-def test_winograd_equals_the_definition(n, c_in, c_out, height, width, padding, threads):
+def test_winograd_equals_the_definition(n, c_in, c_out, height, width, padding, stride, threads):
     height, width = max(height, 3 - 2 * padding), max(width, 3 - 2 * padding)
     x, w = random_pair(n, c_in, c_out, height, width)
-    with torch.no_grad():
-        y = F.conv2d(x, w, padding=padding)
-        g = torch.randn_like(y)
-        expected = [
-            y,
-            F.conv_transpose2d(g, w, padding=padding),
-            torch.nn.grad.conv2d_weight(x, w.shape, g, padding=padding),
-        ]
-        x, w, g = (tensor.detach().float() for tensor in (x, w, g))
+    y = F.conv2d(x, w, stride=stride, padding=padding)
+    g = torch.randn_like(y)
+    expected = [y, *torch.autograd.grad(y, [x, w], g)]
+    x, w, y, g = (tensor.detach().float() for tensor in (x, w, y, g))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         actual = [
-            convolution._winograd(x, w, list(y.shape), padding, 0),
-            convolution._winograd(g, w, list(x.shape), padding, 1),
-            convolution._winograd(x, g, list(w.shape), padding, 2),
+            convolution._winograd(x, w, list(y.shape), padding, stride, 0),
+            convolution._winograd(g, w, list(x.shape), padding, stride, 1),
+            convolution._winograd(x, g, list(w.shape), padding, stride, 2),
         ]
     finally:
         torch.set_num_threads(before)
-    for result, exact in zip(actual, expected, strict=True):
-        assert deviation(result.double(), exact) < TOLERANCE
+    # Of few sums all may happen to be small: how large they are expected to be counts then.
+    terms = [9 * c_in, c_out, y.shape[0] * y.shape[2] * y.shape[3]]
+    for result, exact, count in zip(actual, expected, terms, strict=True):
+        assert deviation(result.double(), exact, least=count**0.5) < TOLERANCE
 
 
 @needs_winograd
-def test_second_derivatives_by_winograd(always_winograd):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_second_derivatives_by_winograd(always_winograd, stride):
     x, w = random_pair(2, 8, 8, 16, 12, dtype=torch.float32)
-    ours = derivatives(lambda x, w: correlate(x, w, 1, (1, 1), 1), x, w)
+    ours = derivatives(lambda x, w: correlate(x, w, stride, (1, 1), 1), x, w)
     exact = derivatives(
-        lambda x, w: F.conv2d(x, w, padding=1),
+        lambda x, w: F.conv2d(x, w, stride=stride, padding=1),
         x.detach().double().requires_grad_(),
         w.detach().double().requires_grad_(),
     )
@@ -128,13 +128,14 @@ def test_second_derivatives_by_winograd(always_winograd):
 
 
 @needs_winograd
-def test_the_result_does_not_depend_on_the_number_of_threads(always_winograd):
-    x, w = random_pair(2, 16, 16, 33, 18, dtype=torch.float32)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_result_does_not_depend_on_the_number_of_threads(always_winograd, stride):
+    x, w = random_pair(2, 40, 36, 33, 18, dtype=torch.float32)
     results = []
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results.append(derivatives(lambda x, w: correlate(x, w, 1, (1, 1), 1), x, w))
+        results.append(derivatives(lambda x, w: correlate(x, w, stride, (1, 1), 1), x, w))
     torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
@@ -192,9 +193,10 @@ def test_without_create_graph_constant_kernels_are_trained():
 # ----------------------------------------------------------------------------------------------------------
 
 
-def test_all_three_run(calls):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_all_three_run(calls, stride):
     x, w = random_pair(1, 3, 2, 6, 7, dtype=torch.float32)
-    correlate(x, w, 1, (1, 1), 1).sum().backward()
+    correlate(x, w, stride, (1, 1), 1).sum().backward()
     assert sorted(calls) == [0, 1, 2]
 
 
@@ -215,7 +217,7 @@ def test_what_is_computed_inside_is_differentiated_alike(calls):
     ("shape", "kernels", "options"),
     [
         ((0, 4, 8, 8), (6, 4, 3, 3), (1, (1, 1), 1)),
-        ((2, 4, 8, 8), (6, 4, 3, 3), (2, (1, 1), 1)),
+        ((2, 4, 8, 8), (6, 4, 3, 3), (3, (1, 1), 1)),
         ((2, 4, 8, 8), (6, 2, 3, 3), (1, (1, 1), 2)),
         ((2, 4, 8, 8), (6, 4, 1, 1), (1, (0, 0), 1)),
         ((2, 4, 8, 8), (6, 4, 5, 5), (1, (2, 2), 1)),
@@ -239,11 +241,12 @@ def test_other_types_are_torchs(calls, dtype):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 2), (3, 3), (4, 4)])
-def test_small_images(calls, size):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_images(calls, stride, size):
     x, w = random_pair(2, 3, 5, *size, dtype=torch.float32)
-    ours = derivatives(lambda x, w: correlate(x, w, 1, (1, 1), 1), x, w)
+    ours = derivatives(lambda x, w: correlate(x, w, stride, (1, 1), 1), x, w)
     exact = [tensor.detach().double().requires_grad_() for tensor in (x, w)]
-    theirs = derivatives(lambda x, w: F.conv2d(x, w, padding=1), *exact)
+    theirs = derivatives(lambda x, w: F.conv2d(x, w, stride=stride, padding=1), *exact)
     assert len(calls) > 3
     for mine, expected in zip(ours, theirs, strict=True):
         assert deviation(mine.double(), expected) < 2 * TOLERANCE
@@ -379,10 +382,28 @@ def test_fake_tensors(calls):
 @needs_winograd
 @pytest.mark.parametrize(
     "change",
-    [{"batch": 0}, {"in_channels": -1}, {"pad": 3}, {"pad": -1}, {"what": 3}, {"height": 0, "pad": 1}],
+    [
+        {"batch": 0},
+        {"in_channels": -1},
+        {"pad": 3},
+        {"pad": -1},
+        {"what": 3},
+        {"stride": 0},
+        {"stride": 3},
+        {"height": 0, "pad": 1},
+    ],
 )
 def test_the_library_refuses(change):
-    values = {"batch": 1, "in_channels": 1, "out_channels": 1, "height": 3, "width": 3, "threads": 1} | change
+    values = {
+        "batch": 1,
+        "in_channels": 1,
+        "out_channels": 1,
+        "height": 3,
+        "width": 3,
+        "stride": 1,
+        "threads": 1,
+    }
+    values |= change
     library, memory = native.load("cpu"), torch.zeros(64)
     arguments = native.WinogradArguments(**values)
     pointers = [memory.data_ptr()] * 3
