@@ -20,6 +20,7 @@ enum Error {
     kLargeFilter = 8,
     kNoWinograd = 9,
     kNoSums = 10,
+    kBadConvolution = 11,
     kCudaError = 1000,  // + the CUDA runtime's own code
 };
 
@@ -36,6 +37,9 @@ inline const char* error_text(int code) {
         case kLargeFilter: return "the filter is too large for a GPU's shared memory; expected some hundred taps";
         case kNoWinograd: return "this library was built without convolutions; they need GCC 12 or Clang, on the CPU";
         case kNoSums: return "this library sums no derivatives for the bias; only the one for the CPU does";
+        case kBadConvolution:
+            return "expected sizes of at least 1, padding 0 to 2, stride 1 or 2, `what` 0 to 2, and padded images of at "
+                   "least 3x3";
         default: return "unknown error";
     }
 }
@@ -77,9 +81,9 @@ inline int check(const Sg2Upfirdn2d* a, const double* taps, const void* x, const
 
 inline int check(const Sg2Winograd* a, const void* first, const void* second, const void* out) {
     if (!a || !first || !second || !out) return kNullPointer;
-    if (a->batch < 1 || a->in < 1 || a->out < 1) return kBadSize;
-    if (a->pad < 0 || a->pad > 2 || a->what < 0 || a->what > 2 || a->stride < 1 || a->stride > 2) return kBadSize;
-    return a->height + 2 * a->pad < 3 || a->width + 2 * a->pad < 3 ? kBadSize : kSuccess;
+    if (a->batch < 1 || a->in < 1 || a->out < 1) return kBadConvolution;
+    if (a->pad < 0 || a->pad > 2 || a->stride < 1 || a->stride > 2 || a->what < 0 || a->what > 2) return kBadConvolution;
+    return a->height + 2 * a->pad < 3 || a->width + 2 * a->pad < 3 ? kBadConvolution : kSuccess;
 }
 
 inline int check(const Sg2Styled* a, const void* w, const void* kernels) {

@@ -87,7 +87,7 @@ void convolve_and_finish(const Shape& s, const Finish& f, const float* x, const 
         const int count = find_strips(s, group, strips);
         for (int64_t c = 0; c < s.in; ++c) {
             if (c + 1 < s.in) prefetch_input(s, x, c + 1, strips, count);
-            transform_input<Dense>(s, x, c, strips, count, v + c * kTiles, point_stride(s), styles);
+            transform_scaled_input(s, x, styles, c, strips, count, v + c * kTiles, point_stride(s));
         }
         for (int64_t first = 0; first < s.out; first += kRows) {
             multiply_points<Dense>(s, u, v, first, kRows, m);

@@ -13,6 +13,8 @@
 #include <cstring>
 #include <new>
 
+#include "large_pages.h"
+
 #if defined(__GNUC__) && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SG2_WINOGRAD 1
@@ -59,7 +61,9 @@ inline void store(float* to, const V& value) {
 class Buffer {
 public:
     explicit Buffer(int64_t size)
-        : data_(static_cast<float*>(::operator new(size * sizeof(float), std::align_val_t(64)))) {}
+        : data_(static_cast<float*>(::operator new(size * sizeof(float), std::align_val_t(64)))) {
+        prefer_large_pages(data_, size * static_cast<int64_t>(sizeof(float)));
+    }
     ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
@@ -70,8 +74,8 @@ private:
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Transforms along one axis, for the points 0, ±a, ±b and infinity. 5/8 and 3/2 and all that is made of them here are
-// exact in float, and errors come out a quarter as large as with 1 and 2 (2.2e-6 of the largest result, not 8.4e-6).
+// Transforms along one axis, for the points 0, ±a, ±b and infinity. With 5/8 and 3/2 all of A and B is exact in float,
+// and errors come out a quarter as large as with 1 and 2 (2.2e-6 of the largest result, not 8.4e-6).
 // ---------------------------------------------------------------------------------------------------------------------
 
 struct Dense {  // F(4x4, 3x3): tiles from 6x6 inputs, a quarter of the products
@@ -170,25 +174,20 @@ inline void join(const Vector* d, float* row) {
     }
 }
 
-// Rows of a 16x16 matrix become its columns.
+// Row i and row i + 8 take turns; four times over, rows of a 16x16 matrix become its columns.
+inline void shuffle_rows(const Vector* from, Vector* to) {
+    for (int i = 0; i < 8; ++i) {
+        to[2 * i] = SG2_MIX(from[i], from[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        to[2 * i + 1] = SG2_MIX(from[i], from[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+}
+
 inline void transpose(Vector* d) {
     Vector t[kLanes];
-    for (int i = 0; i < 8; ++i) {
-        t[2 * i] = SG2_MIX(d[i], d[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        t[2 * i + 1] = SG2_MIX(d[i], d[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    }
-    for (int i = 0; i < 8; ++i) {
-        d[2 * i] = SG2_MIX(t[i], t[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        d[2 * i + 1] = SG2_MIX(t[i], t[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    }
-    for (int i = 0; i < 8; ++i) {
-        t[2 * i] = SG2_MIX(d[i], d[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        t[2 * i + 1] = SG2_MIX(d[i], d[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    }
-    for (int i = 0; i < 8; ++i) {
-        d[2 * i] = SG2_MIX(t[i], t[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        d[2 * i + 1] = SG2_MIX(t[i], t[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    }
+    shuffle_rows(d, t);
+    shuffle_rows(t, d);
+    shuffle_rows(d, t);
+    shuffle_rows(t, d);
 }
 
 #undef SG2_MIX
@@ -264,14 +263,13 @@ inline void transform_and_store_input(Vector* d, float* out, int64_t stride) {
 }
 
 // One channel's neighbourhoods of a group of tiles, transformed: point k of tile t to out[k · stride + t].
-// `factors`: of every channel of every image [batch, in]; null for none.
 template <class A>
 void transform_input(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count, float* out,
-                     int64_t stride, const float* factors = nullptr);
+                     int64_t stride);
 
-template <>
-inline void transform_input<Dense>(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count,
-                                   float* out, int64_t stride, const float* factors) {
+// `factors`: of every channel of every image [batch, in]; null for none.
+inline void transform_scaled_input(const Shape& s, const float* x, const float* factors, int64_t channel,
+                                   const Strip* strips, int count, float* out, int64_t stride) {
     alignas(64) float near[6][4 * kTiles], far[6][4 * kTiles];  // pixels 0..3 and 4..7 of each tile
     const int64_t unused = 4 * lanes_of(strips, count);
     for (int line = 0; line < 6; ++line) {
@@ -301,6 +299,12 @@ inline void transform_input<Dense>(const Shape& s, const float* x, int64_t chann
     }
 }
 
+template <>
+inline void transform_input<Dense>(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count,
+                                   float* out, int64_t stride) {
+    transform_scaled_input(s, x, nullptr, channel, strips, count, out, stride);
+}
+
 inline void write_tiles(const Shape& s, const float (*rows)[4 * kTiles], int64_t channel, const Strip* strips,
                         int count, float* y) {
     for (int i = 0; i < count; ++i) {
@@ -315,7 +319,7 @@ inline void write_tiles(const Shape& s, const float (*rows)[4 * kTiles], int64_t
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Convolution; and the gradient by the image, which is the convolution with the kernels turned and transposed
+// Convolution; and for stride 1 the gradient by the image, which is the convolution with the kernels turned and swapped
 // ---------------------------------------------------------------------------------------------------------------------
 
 inline int64_t kernel_size(const Shape& s) { return (s.out + kRows - 1) / kRows * kKernelPoints * s.in * kRows; }

@@ -42,12 +42,18 @@ void winograd_convolution(const winograd::Shape& s, bool gradient, int32_t threa
 }
 
 // Calls run(part, i, begin, end) for all i of `size`, and for channels begin..end in blocks of `block`, all in all once
-// for every pair. Threads share `size` first: what they do alike for all channels, each does for its own.
+// for every pair. The thread with most to do gets as little as can be; among equals few share an i, because what i needs
+// for all channels each of them does for itself.
 template <class Run>
 void in_parts_of_both(int64_t size, int64_t channels, int64_t block, int parts, const Run& run) {
-    const int rows = static_cast<int>(std::min<int64_t>(size, parts));
     const int64_t all = (channels + block - 1) / block;
-    const int columns = static_cast<int>(std::min<int64_t>(all, parts / rows));
+    int rows = 1, columns = 1;
+    int64_t longest = size * all;
+    for (int r = static_cast<int>(std::min<int64_t>(size, parts)); r >= 1; --r) {
+        const int c = static_cast<int>(std::min<int64_t>(all, parts / r));
+        const int64_t work = ((size + r - 1) / r) * ((all + c - 1) / c);
+        if (work < longest) rows = r, columns = c, longest = work;
+    }
     in_parts(rows * columns, rows * columns, [&](int part, int64_t, int64_t) {
         const int row = part / columns, column = part % columns;
         const int64_t begin = all * column / columns * block, end = all * (column + 1) / columns * block;

@@ -21,8 +21,8 @@
 namespace sg2 {
 namespace winograd {
 
-// F(4x4, 3x3) of stride 2 for the points ±a, ±b and infinity, which 1/2 and 5/4 make exact in float. The nine inputs of
-// a tile come as five even ones, then four odd ones; so do the points.
+// F(4x4, 3x3) of stride 2 for the points ±a, ±b and infinity; with 1/2 and 5/4 all of A and B is exact in float. The nine
+// inputs of a tile come as five even ones, then four odd ones; so do the points.
 struct Strided {
     static constexpr int kSide = 9, kPoints = 81;
     static constexpr int kPanel = 4 * kRows;  // the inputs of a group exceed the nearer caches: read them seldom
@@ -104,14 +104,13 @@ inline int64_t line_in_place(int place) { return place < 5 ? 2 * place : 2 * (pl
 #define SG2_MIX(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 
 // `count` pairs of pixels of a row, the first pixel at `from`, to even and odd ones; 0 outside of the row.
-inline void copy_pairs(const float* row, int64_t width, int64_t from, int64_t count, float factor, float* even,
-                       float* odd) {
-    const auto pixel = [=](int64_t at) { return at >= 0 && at < width ? factor * row[at] : 0.f; };
+inline void copy_pairs(const float* row, int64_t width, int64_t from, int64_t count, float* even, float* odd) {
+    const auto pixel = [=](int64_t at) { return at >= 0 && at < width ? row[at] : 0.f; };
     int64_t i = 0;
     while (i < count) {
         const int64_t at = from + 2 * i;
         if (i + kLanes <= count && at >= 0 && at + 2 * kLanes <= width) {
-            const Vector a = factor * load<Vector>(row + at), b = factor * load<Vector>(row + at + kLanes);
+            const Vector a = load<Vector>(row + at), b = load<Vector>(row + at + kLanes);
             store(even + i, SG2_MIX(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30));
             store(odd + i, SG2_MIX(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
             i += kLanes;
@@ -147,7 +146,7 @@ inline void add_pairs(const float* even, const float* odd, int64_t count, int64_
 
 template <>
 inline void transform_input<Strided>(const Shape& s, const float* x, int64_t channel, const Strip* strips, int count,
-                                     float* out, int64_t stride, const float* factors) {
+                                     float* out, int64_t stride) {
     // Pixels 0, 2, 4, 6; 1, 3, 5, 7; and 8 of each tile.
     alignas(64) float even[9][4 * kTiles], odd[9][4 * kTiles], last[9][kTiles];
     const int64_t lanes = lanes_of(strips, count);
@@ -160,16 +159,14 @@ inline void transform_input<Strided>(const Shape& s, const float* x, int64_t cha
         const Strip& strip = strips[i];
         const int64_t plane = strip.image * s.in + channel, left = 8 * strip.column - s.pad;
         const int64_t right = left + 8 * strip.length, end = strip.lane + strip.length;
-        const float factor = factors ? factors[plane] : 1.f;
         for (int place = 0; place < 9; ++place) {
             const int64_t y = 8 * strip.row + line_in_place(place) - s.pad;
             const bool outside = y < 0 || y >= s.height;
             const float* row = outside ? x : x + (plane * s.height + y) * s.width;
             const int64_t width = outside ? 0 : s.width;
-            copy_pairs(row, width, left, 4 * strip.length, factor, even[place] + 4 * strip.lane,
-                       odd[place] + 4 * strip.lane);
+            copy_pairs(row, width, left, 4 * strip.length, even[place] + 4 * strip.lane, odd[place] + 4 * strip.lane);
             for (int64_t tile = strip.lane; tile + 1 < end; ++tile) last[place][tile] = even[place][4 * (tile + 1)];
-            last[place][end - 1] = right >= 0 && right < width ? factor * row[right] : 0.f;
+            last[place][end - 1] = right >= 0 && right < width ? row[right] : 0.f;
         }
     }
     for (int v = 0; v < kTiles / kLanes; ++v) {
@@ -219,9 +216,16 @@ inline void add_tiles(const Shape& s, const float* m, int64_t channel, const Str
 // The sums are over the channels of y: what kernels and products are concerned, the channels change places.
 inline Shape swap_channels(const Shape& s) { return {s.batch, s.out, s.in, s.height, s.width, s.pad, s.stride}; }
 
-// Images whose tiles fill a group, or exceed it: groups end with them, so that nobody else adds to their pixels.
+// How many images are computed together: groups end with them, so that nobody else adds to their pixels. As few as
+// leave the fewest lanes of groups empty.
 inline int64_t images_together(const Shape& s) {
-    return std::min(s.batch, (kTiles - 1) / (s.rows() * s.columns()) + 1);
+    const auto groups = [&](int64_t images) { return (images * s.rows() * s.columns() + kTiles - 1) / kTiles; };
+    int64_t best = 1, fewest = s.batch * groups(1);
+    for (int64_t images = 2; images <= s.batch; ++images) {
+        const int64_t all = s.batch / images * groups(images) + groups(s.batch % images);
+        if (all < fewest) best = images, fewest = all;
+    }
+    return best;
 }
 
 inline int64_t spread_scratch(const Shape& s) {

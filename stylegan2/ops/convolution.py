@@ -11,9 +11,10 @@ any order. Left to autograd, the second derivative turns the gradient of the ker
 kernel is as large as the image.
 
 With kernels of 3×3 all three can take compiled Winograd kernels on a CPU: with stride 1 (`csrc/winograd.h`) a
-quarter of the products, 1.6 to 3.6 times faster than PyTorch at 32 to 256 channels, and off by 2·10⁻⁶ of the
-largest result where PyTorch is off by 4·10⁻⁷; with stride 2 (`csrc/winograd_strided.h`) 9/16 of the products,
-1.0 to 2.0 times faster, and off by 10⁻⁶. An infinity or NaN spreads over tiles of 4×4 results.
+quarter of the products, 1.6 to 3.6 times faster than PyTorch for 8 images of 16 to 64 pixels and 32 to 256
+channels, and off by 2·10⁻⁶ of the largest result where PyTorch is off by 4·10⁻⁷; with stride 2
+(`csrc/winograd_strided.h`) 9/16 of the products, 1.0 to 2.0 times faster, and off by 10⁻⁶. An infinity or NaN
+spreads over tiles: 4×4 results, or in a transposed convolution of stride 2 the 9×9 pixels of four by four.
 `stylegan2.ops.selection` says when they run.
 
 Nothing is registered with `torch.library`: whatever looks at single operations (torch.compile, export,
@@ -40,6 +41,7 @@ Gradients = tuple[Tensor | None, Tensor | None, None]
 _CONVOLUTION, _BY_IMAGE, _BY_KERNEL = 0, 1, 2  # `what` of `sg2_winograd`
 # Where Winograd won (AVX-512, one thread), by stride: least channels of either image, least tiles of 4×4
 # pixels of Y. Below, transforms cost more than the saved products.
+_LEAST_STYLED = (16, 32)  # of stride 1, with kernels that are prepared once
 _LEAST = {
     1: {_CONVOLUTION: (16, 32), _BY_IMAGE: (16, 32), _BY_KERNEL: (16, 32)},
     2: {_CONVOLUTION: (32, 64), _BY_IMAGE: (16, 32), _BY_KERNEL: (32, 64)},
@@ -240,14 +242,14 @@ class _KernelGradient(torch.autograd.Function):
 
 
 def _compute_correlate(x: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
-    if _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _CONVOLUTION):
+    if _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _least(geometry, _CONVOLUTION)):
         size = [x.shape[0], w.shape[0], *_small_size(geometry)]
         return _winograd(x, w, size, geometry.padding[0], geometry.stride, _CONVOLUTION)
     return F.conv2d(x, w, stride=geometry.stride, padding=geometry.padding, groups=geometry.groups)
 
 
 def _compute_spread(y: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
-    if _takes_winograd(geometry, y, w, (w.shape[0], w.shape[1]), _BY_IMAGE):
+    if _takes_winograd(geometry, y, w, (w.shape[0], w.shape[1]), _least(geometry, _BY_IMAGE)):
         size = [y.shape[0], w.shape[1], *geometry.large]
         return _winograd(y, w, size, geometry.padding[0], geometry.stride, _BY_IMAGE)
     if geometry.kernel == (1, 1) and geometry.stride == geometry.groups == 1 and geometry.padding == (0, 0):
@@ -264,7 +266,7 @@ def _compute_spread(y: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
 
 def _compute_kernel_gradient(x: Tensor, y: Tensor, geometry: _Geometry) -> Tensor:
     shape = [y.shape[1], x.shape[1] // geometry.groups, *geometry.kernel]
-    if _takes_winograd(geometry, x, y, (x.shape[1], y.shape[1]), _BY_KERNEL):
+    if _takes_winograd(geometry, x, y, (x.shape[1], y.shape[1]), _least(geometry, _BY_KERNEL)):
         return _winograd(x, y, shape, geometry.padding[0], geometry.stride, _BY_KERNEL)
     gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
         y,
@@ -290,16 +292,20 @@ def _small_size(geometry: _Geometry) -> tuple[int, int]:
     return (height + 2 * y - kernel_y) // stride + 1, (width + 2 * x - kernel_x) // stride + 1
 
 
+def _least(geometry: _Geometry, what: int) -> tuple[int, int] | None:
+    """Least channels and tiles; None where there is nothing compiled for such a stride."""
+    return _LEAST.get(geometry.stride, {}).get(what)
+
+
 def _takes_winograd(
-    geometry: _Geometry, image: Tensor, other: Tensor, channels: tuple[int, int], what: int
+    geometry: _Geometry,
+    image: Tensor,
+    other: Tensor,
+    channels: tuple[int, int],
+    least: tuple[int, int] | None,
 ) -> bool:
     """Whether it may, can, and pays; `channels` are those that both images have if all fits together."""
-    if (
-        not geometry.winograd
-        or geometry.kernel != (3, 3)
-        or geometry.stride not in _LEAST
-        or geometry.groups != 1
-    ):
+    if not geometry.winograd or geometry.kernel != (3, 3) or geometry.groups != 1 or least is None:
         return False
     if not _holds_floats(image) or not _holds_floats(other) or _is_watched(image, other):
         return False
@@ -308,7 +314,7 @@ def _takes_winograd(
     pad_y, pad_x = geometry.padding
     height, width = _small_size(geometry)
     tiles = image.shape[0] * -(-height // 4) * -(-width // 4)  # of 4 × 4 pixels
-    least_channels, least_tiles = _LEAST[geometry.stride][what]
+    least_channels, least_tiles = least
     return (
         0 <= pad_y == pad_x <= 2
         and min(height, width) >= 1
@@ -326,7 +332,7 @@ def takes_styled(x: Tensor, w: Tensor) -> bool:
     if x.ndim != 4 or _is_watched(x, w) or (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)):
         return False
     geometry = _Geometry(1, (1, 1), 1, _size(x), _size(w), selection.convolves_by_winograd(x))
-    return _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _CONVOLUTION)
+    return _takes_winograd(geometry, x, w, (w.shape[1], w.shape[0]), _LEAST_STYLED)
 
 
 def _holds_floats(x: Tensor) -> bool:

@@ -132,11 +132,17 @@ def test_a_block_that_is_not_streamed_fails(compiled, monkeypatch, operation):
     assert [(result.operation, result.dtype) for result in failed] == [("bias_grad", torch.float32)]
 
 
-def test_a_wrong_convolution_fails(compiled, monkeypatch):
+@pytest.mark.parametrize("what", [0, 1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_wrong_convolution_fails(compiled, monkeypatch, stride, what):
     if not compiled.has_winograd:
         pytest.skip("the compiler builds no convolution")
     right = convolution._winograd
-    monkeypatch.setattr(convolution, "_winograd", lambda *arguments: right(*arguments) * 1.001)
+
+    def wrong(*arguments):
+        return right(*arguments) * (1.001 if arguments[-2:] == (stride, what) else 1)
+
+    monkeypatch.setattr(convolution, "_winograd", wrong)
     assert "cpu convolution in float32 differs from the reference" in doctor(fails=1)
 
 

@@ -92,9 +92,29 @@ def test_derivatives_of_the_transposed_one(stride, kernel):
 )
 def test_winograd_equals_the_definition(n, c_in, c_out, height, width, padding, stride, threads):
     height, width = max(height, 3 - 2 * padding), max(width, 3 - 2 * padding)
+    compare_with_definition(n, c_in, c_out, height, width, padding, stride, threads)
+
+
+@needs_winograd
+@pytest.mark.parametrize("stride", [1, 2])
+def test_more_tiles_than_are_summed_at_once(stride):
+    side = 48 * stride
+    compare_with_definition(4, 20, 36, side, side + 7, padding=1, stride=stride, threads=2)
+
+
+@needs_winograd
+@pytest.mark.parametrize(
+    "side", [10, 18, 25]
+)  # 4, 16, 36 tiles an image: groups of several images, and of one
+def test_images_that_share_groups_of_tiles(side):
+    compare_with_definition(9, 17, 19, side, side, padding=0, stride=2, threads=2)
+
+
+def compare_with_definition(n, c_in, c_out, height, width, padding, stride, threads):
+    """All three, called directly, against float64."""
     x, w = random_pair(n, c_in, c_out, height, width)
     y = F.conv2d(x, w, stride=stride, padding=padding)
-    g = torch.randn_like(y)
+    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=y.dtype)
     expected = [y, *torch.autograd.grad(y, [x, w], g)]
     x, w, y, g = (tensor.detach().float() for tensor in (x, w, y, g))
     before = torch.get_num_threads()
@@ -130,14 +150,15 @@ def test_second_derivatives_by_winograd(always_winograd, stride):
 @needs_winograd
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_result_does_not_depend_on_the_number_of_threads(always_winograd, stride):
-    x, w = random_pair(2, 40, 36, 33, 18, dtype=torch.float32)
+    x, w = random_pair(5, 20, 36, 56 * stride, 30 * stride, dtype=torch.float32)
     results = []
     before = torch.get_num_threads()
-    for threads in (1, 2):
+    for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         results.append(derivatives(lambda x, w: correlate(x, w, stride, (1, 1), 1), x, w))
     torch.set_num_threads(before)
-    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
 @needs_winograd
@@ -191,6 +212,19 @@ def test_without_create_graph_constant_kernels_are_trained():
 # ----------------------------------------------------------------------------------------------------------
 # Where it runs, and where PyTorch does
 # ----------------------------------------------------------------------------------------------------------
+
+
+@needs_winograd
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_transposed_one_by_winograd(calls, stride):
+    y, w = random_pair(2, 7, 9, 13, 6, dtype=torch.float32)
+    w = w.detach().transpose(0, 1).requires_grad_()  # [C_in, C_out, 3, 3]
+    ours = derivatives(lambda y, w: spread(y, w, stride, 1), y, w)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (y, w)]
+    theirs = derivatives(lambda y, w: F.conv_transpose2d(y, w, stride=stride), *exact)
+    assert set(calls) == {0, 1, 2}
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert deviation(mine.double(), expected) < 2 * TOLERANCE
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -408,6 +442,6 @@ def test_the_library_refuses(change):
     arguments = native.WinogradArguments(**values)
     pointers = [memory.data_ptr()] * 3
     code = library.winograd(ctypes.byref(arguments), *pointers, None)
-    with pytest.raises(StyleGAN2Error, match="size"):
+    with pytest.raises(StyleGAN2Error, match="stride 1 or 2"):
         library.raise_error("winograd", code)
     assert library.winograd(ctypes.byref(arguments), None, *pointers[1:], None) != 0
