@@ -66,9 +66,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--p", type=float, default=0.5, help="strength of the augmentation")
     parser.add_argument(
         "--memory",
-        choices=["system", "keep"],
-        default="system",
-        help="return freed memory to the system, as processes do, or keep it for the next tensors",
+        choices=["keep", "system"],
+        default="keep",
+        help="keep freed memory for the next tensors, as training does, or return it to the system",
     )
     parser.add_argument("--threads", type=count, default=2)
     parser.add_argument("--rounds", type=count, default=3, help="medians are over rounds")
