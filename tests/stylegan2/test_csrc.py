@@ -523,6 +523,6 @@ def test_missing_arrays_are_refused(library):
 
 
 def test_says_what_it_was_built_for(library):
-    assert library.sg2_interface_version() == native.INTERFACE_VERSION == 4
+    assert library.sg2_interface_version() == native.INTERFACE_VERSION == 5
     assert library.sg2_built_for().decode() in ("avx512", "avx2", "neon", "generic", "cuda sm_80,sm_90")
     assert library.sg2_error_message(0) == b"no error"
