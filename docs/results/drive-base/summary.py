@@ -3,8 +3,9 @@
     vesselforge evaluate -m SEED0/models/base --dataset drive --data data/raw/drive -o eval0   # and so on
     python docs/results/drive-base/summary.py eval0 eval1 … --model SEED0/models/base --model …
 
-Writes tables.md, curves.svg and masks.png beside this file. Photographs and labels of DRIVE are not shown:
-they may not be redistributed. With `pip install mlscorecheck` the figures are tested with it for consistency.
+Writes tables.md, curves.svg, masks.png (of the first) and the figures of each evaluation beside this file.
+Photographs and labels of DRIVE are not shown: they may not be redistributed. Models come in the order of the
+evaluations. With `pip install mlscorecheck` the figures are tested with it for consistency.
 """
 
 import json
@@ -39,6 +40,8 @@ def main(evaluations: tuple[Path, ...], variants: bool, models: tuple[Path, ...]
     for folder in evaluations:
         require_test_figures(folder)
     names = [name_of(folder) for folder in evaluations]
+    if models and len(models) != len(evaluations):
+        raise click.UsageError(f"{len(models)} models for {len(evaluations)} evaluations; give one for each")
     if len(set(names)) < len(names):
         raise click.UsageError(f"evaluations of equal names: {', '.join(names)}; rename the folders")
     parts = [
@@ -50,8 +53,10 @@ def main(evaluations: tuple[Path, ...], variants: bool, models: tuple[Path, ...]
     ]
     (HERE / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     draw_masks(evaluations[0])
+    for folder in evaluations:
+        keep_figures(folder)
     if models:
-        draw_curves(models)
+        draw_curves(dict(zip(names, models, strict=True)))
 
 
 def load(folder: Path, file: str) -> dict[str, dict[str, float]]:
@@ -171,14 +176,22 @@ def draw_masks(folder: Path) -> None:
     write_png(HERE / "masks.png", np.repeat(np.concatenate(pictures, axis=1)[:, :, None], 3, axis=2))
 
 
-def draw_curves(models: tuple[Path, ...]) -> None:
+def keep_figures(folder: Path) -> None:
+    """Copy what an evaluation says in numbers; its predictions are too large."""
+    kept = HERE / "figures" / name_of(folder).replace(" ", "-")
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.csv")]):
+        (kept / path.name).write_bytes(path.read_bytes())
+
+
+def draw_curves(models: dict[str, Path]) -> None:
     """Training loss and validation AUC over the epochs."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for index, model in enumerate(models):
+    for name, model in models.items():
         history = pd.read_csv(model / "history.csv")
-        left.plot(history.epoch, history.train_loss, lw=0.8, label=f"seed {index}")
+        left.plot(history.epoch, history.train_loss, lw=0.8, label=name)
         validated = history.dropna(subset=["validation_auc"])
-        right.plot(validated.epoch, validated.validation_auc, lw=0.8, label=f"seed {index}")
+        right.plot(validated.epoch, validated.validation_auc, lw=0.8, label=name)
     left.set(xlabel="epoch", ylabel="training loss")
     right.set(xlabel="epoch", ylabel="validation AUC (field of view)", ylim=(0.95, None))
     right.legend()
