@@ -226,7 +226,7 @@ def main() -> None:
     part, text = sys.argv[1:]
     config = Config(**json.loads(text))
     if config.memory == "keep" and not keep_freed_memory():
-        sys.exit("Error: this system's C library is not glibc, so freed memory cannot be kept; take --memory system")
+        sys.exit("Error: freed memory can be kept with glibc alone, not this C library; take --memory system")
     torch.set_num_threads(config.threads)
     measure = {"times": measure_times, "memory": measure_memory}[part]
     print(json.dumps(measure(config)))
