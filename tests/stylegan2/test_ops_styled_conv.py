@@ -194,13 +194,15 @@ def test_channels_last_runs_in_parts(calls):
 
 @torch.no_grad()
 def test_small_layers_and_named_implementations_run_in_parts(monkeypatch):
-    monkeypatch.setattr(styled_conv, "_in_one_pass", None)
+    in_one_pass = []
+    monkeypatch.setattr(styled_conv, "_in_one_pass", lambda *args, **_: in_one_pass.append(args))
     small, large = as_floats(tensors(1, 16, 16, 8, 8)), as_floats(tensors(2, 16, 16, 32, 32))
     layer(small)
     with selection.use_reference():
         layer(large)
     with selection.use_convolution("direct"):
         layer(large)
+    assert in_one_pass == []
 
 
 def test_wrong_shapes_are_named(always_winograd):
