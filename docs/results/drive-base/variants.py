@@ -114,11 +114,13 @@ class Variant:
         note: what stands in the table.
         params: of the section `segmenter`, instead of the preset's.
         network: instead of the preset's; its class attribute `weights` says how its logits are weighed.
+        epochs: to train for.
     """
 
     note: str
     params: dict[str, Any] = field(default_factory=dict)
     network: Callable[[Architecture], nn.Module] | None = None
+    epochs: int = EPOCHS
 
 
 VARIANTS = {
@@ -130,7 +132,17 @@ VARIANTS = {
         "skeleton recall beside both", {"loss": LossWeights(skeleton_recall=1.0).model_dump()}
     ),
     "deep-supervision": Variant("coarser decoder levels supervised", network=DeeplySupervised),
+    "deep-skeleton": Variant(
+        "both, skeleton recall at half the weight",
+        {"loss": LossWeights(skeleton_recall=0.5).model_dump()},
+        DeeplySupervised,
+    ),
     "second-pass": Variant("second network on image and first result", network=TwoPasses),
+    "full-frames": Variant(
+        "one full frame a step instead of four crops, as many pixels in all",
+        {"crop": None, "examples_per_frame": 1, "batch_size": 1},
+        epochs=50,  # 40 · 16 · 160² / (584 · 565)
+    ),
 }
 
 
@@ -219,7 +231,7 @@ def train(name: str, out: Path, seed: int, raw: Path, threads: int) -> None:
     variant, preset = VARIANTS[name], read_yaml(PRESET)
     fit = {"threshold": "validation", "postprocess": "validation"}
     params = SegmenterParams.model_validate(preset["segmenter"] | fit | variant.params)
-    schedule = Params.model_validate(preset["train_base"] | {"epochs": EPOCHS})
+    schedule = Params.model_validate(preset["train_base"] | {"epochs": variant.epochs})
     frames, validation = split_frames(raw, seed)
     statistics = input_statistics(frames)
     folder = out / f"{name}-{seed}"
@@ -231,7 +243,7 @@ def train(name: str, out: Path, seed: int, raw: Path, threads: int) -> None:
             params,
             statistics,
             seed=seed,
-            execution=Execution(workers=1, checkpoint_dir=folder / "checkpoint", checkpoint_minutes=2),
+            execution=Execution(workers=1, checkpoint_dir=folder / "checkpoint", checkpoint_minutes=0),
         )
     save_file(trained.network.state_dict(), folder / "weights.safetensors")
     trained.write_history(folder / "history.csv")
