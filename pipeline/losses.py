@@ -4,6 +4,7 @@ Two of the terms look at centrelines. They cannot stand alone (a mask could be t
 everything), and by default they are off.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import cv2
@@ -229,3 +230,27 @@ def segmentation_loss(logits: Tensor, targets: Tensor, weights: LossWeights) -> 
     if weights.skeleton_recall:
         total = total + weights.skeleton_recall * skeleton_recall_loss(logits, targets)
     return total / (weights.bce + weights.dice + weights.cldice + weights.skeleton_recall)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Deep supervision (Lee et al. 2015, arXiv 1409.5185: companion losses of hidden layers), with weights
+# halved from level to level as in nnU-Net, for predictions z_0 (the network's own), z_1, …:
+#   L = Σ_k 2^{−k} L(z_k) / Σ_k 2^{−k}
+def deep_supervision_loss(predictions: Sequence[Tensor], targets: Tensor, weights: LossWeights) -> Tensor:
+    """Weighted mean of `segmentation_loss` over several predictions of the same truth.
+
+    Args:
+        predictions: logits [N, 1, H, W], at least one, the most important first; one alone is
+            `segmentation_loss`.
+        targets: [N, 1, H, W], 0..1.
+        weights: of the loss's terms.
+
+    Returns:
+        Scalar float32.
+    """
+    shares = [0.5**level for level in range(len(predictions))]
+    terms = [
+        share * segmentation_loss(logits, targets, weights)
+        for share, logits in zip(shares, predictions, strict=True)
+    ]
+    return torch.stack(terms).sum() / sum(shares)

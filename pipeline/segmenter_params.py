@@ -20,6 +20,8 @@ class SegmenterParams(Architecture):
         examples_per_frame: how often an epoch shows each frame, every time cropped and augmented anew: with
             crops, an epoch of one from each frame would be over in a few steps.
         loss: weights of binary cross-entropy and Dice, and of two terms on centrelines.
+        deep_supervision: whether the two coarser decoder levels are asked for the vessels as well, by side
+            heads that only training has; the loss counts them with ½ and ¼.
         batch_size: frames (or crops) in a step.
         weight_decay: L2 penalty of Adam.
         ema_decay: of the moving average of the weights that is validated and kept; 0 keeps the weights
@@ -38,6 +40,7 @@ class SegmenterParams(Architecture):
     crop: Annotated[int, Field(ge=16, multiple_of=8)] | None = None
     examples_per_frame: Annotated[int, Field(ge=1)] = 1
     loss: LossWeights = LossWeights()
+    deep_supervision: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -24,7 +24,8 @@ from pipeline.augment import make_example
 from pipeline.binarise import Binarisation
 from pipeline.errors import Problems, UserError
 from pipeline.frames import Statistics, network_input, pad_together
-from pipeline.losses import segmentation_loss
+from pipeline.losses import deep_supervision_loss
+from pipeline.models.deep_supervision import DeeplySupervised
 from pipeline.models.registry import build_model
 from pipeline.segmenter_params import SegmenterParams
 from pipeline.training_checkpoint import CheckpointFile, HistoryRow, TrainingState, best_row
@@ -196,9 +197,10 @@ def train_segmenter(
                 if on_epoch is not None:
                     on_epoch(row, state.averaged)
 
-    network = state.averaged.cpu()
-    network.load_state_dict(state.best)
-    network.eval()
+    state.averaged.load_state_dict(state.best)
+    network = state.averaged.cpu().eval()
+    if isinstance(network, DeeplySupervised):
+        network = network.network
     best = best_row(state.history)
     if best is None:
         raise AssertionError("the last epoch of every phase is validated")
@@ -294,8 +296,8 @@ class _EpochTrainer:
     def _step(self, images: Tensor, targets: Tensor) -> float:
         state = self.state
         with self._autocast():
-            logits = state.network(images)
-        loss = segmentation_loss(logits, targets, self.params.loss)
+            predictions = _predictions(state.network, images)
+        loss = deep_supervision_loss(predictions, targets, self.params.loss)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.optimizer.step()
@@ -352,10 +354,16 @@ def prefetch(make: Callable[[T], R], items: Sequence[T], workers: int) -> Iterat
 
 def _initial_state(params: SegmenterParams, seed: int, device: torch.device) -> TrainingState:
     torch.manual_seed(_torch_seed(seed, _WEIGHTS))
-    network = build_model(params.architecture).to(device)
+    plain = build_model(params.architecture)
+    network = (DeeplySupervised(plain) if params.deep_supervision else plain).to(device)
     averaged = deepcopy(network) if params.ema_decay > 0 else network
     optimizer = torch.optim.Adam(network.parameters(), weight_decay=params.weight_decay)
     return TrainingState(network, averaged, optimizer)
+
+
+def _predictions(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Give what the loss looks at, the network's own logits [N, 1, H, W] first."""
+    return network.predictions(images) if isinstance(network, DeeplySupervised) else [network(images)]
 
 
 def _finish_epoch(

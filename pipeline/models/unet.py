@@ -27,6 +27,7 @@ class UNet(nn.Module):
         base_width: channels of the first level; the levels have 1, 2, 4 and 8 times as many.
         dropblock_size, dropblock_keep: see `DropBlock`; keep = 1 turns it off.
         bottleneck: what stands between the two convolutions at the bottom; nothing by default.
+        decoder_widths: channels of the decoder's levels, from coarse to fine.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class UNet(nn.Module):
             ConvBlock(widths[-1], widths[-1], *drop),
         )
         rising = widths[-2::-1]
+        self.decoder_widths = tuple(rising)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1) for width in rising
         )
@@ -58,6 +60,18 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float [N, 3, H, W] to logits [N, 1, H, W].
+
+        Raises:
+            ValueError: H or W is not divisible by 8.
+        """
+        logits: Tensor = self.head(self.decode(x)[-1])
+        return logits
+
+    def decode(self, x: Tensor) -> list[Tensor]:
+        """Map float [N, 3, H, W] to the features of the decoder's levels, from coarse to fine.
+
+        Returns:
+            For a base width of w, [N, 4 w, H / 4, W / 4], [N, 2 w, H / 2, W / 2] and [N, w, H, W].
 
         Raises:
             ValueError: H or W is not divisible by 8.
@@ -74,10 +88,11 @@ class UNet(nn.Module):
             skips.append(x)
             x = F.max_pool2d(x, 2)
         x = self.bottom(x)
+        features = []
         for up, level, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = level(torch.cat([up(x), skip], dim=1))
-        logits: Tensor = self.head(x)
-        return logits
+            features.append(x)
+        return features
 
 
 def _pair(in_channels: int, width: int, drop: tuple[int, float]) -> nn.Sequential:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.losses import (
     LossWeights,
+    deep_supervision_loss,
     segmentation_loss,
     skeleton_recall_loss,
     skeleton_tube,
@@ -213,3 +214,20 @@ def equations_skeleton(image: np.ndarray, iterations: int) -> np.ndarray:
         image = pool(image, np.min)
         skeleton = skeleton + (1 - skeleton) * residue(image)
     return skeleton
+
+
+def test_deep_supervision_halves_the_weight_from_level_to_level() -> None:
+    generator = torch.Generator().manual_seed(1)
+    predictions = [torch.randn(1, 1, 2, 2, generator=generator) for _ in range(3)]
+    first, second, third = (segmentation_loss(z, TARGET, LossWeights()).item() for z in predictions)
+    loss = deep_supervision_loss(predictions, TARGET, LossWeights()).item()
+    assert loss == pytest.approx((4 * first + 2 * second + third) / 7)
+
+
+def test_one_prediction_costs_the_same_bits_with_deep_supervision() -> None:
+    logits = torch.randn(2, 1, 8, 8, requires_grad=True)
+    targets = (torch.rand(2, 1, 8, 8) < 0.2).float()
+    plain = segmentation_loss(logits, targets, LossWeights())
+    deep = deep_supervision_loss([logits], targets, LossWeights())
+    assert torch.equal(plain, deep)
+    assert torch.equal(*(torch.autograd.grad(loss, logits)[0] for loss in (plain, deep)))

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from pipeline.models.blocks import ConvBlock, DropBlock, SpatialAttention, bernoulli_positions
+from pipeline.models.deep_supervision import DeeplySupervised
 from pipeline.models.folding import folded
 from pipeline.models.registry import Architecture, build_model
 from pipeline.models.sa_unet import SAUNet
@@ -31,6 +32,40 @@ def test_registry_builds_the_named_network(arch: str) -> None:
     has_attention = any(isinstance(module, SpatialAttention) for module in network.modules())
     assert has_attention == (arch == "sa_unet")
     assert network(torch.zeros(2, 3, 16, 40)).shape == (2, 1, 16, 40)
+
+
+def test_decoder_levels_have_the_named_widths_and_sizes() -> None:
+    network = UNet(base_width=2)
+    shapes = [tuple(level.shape) for level in network.decode(torch.zeros(2, 3, 16, 40))]
+    assert shapes == [(2, 8, 4, 10), (2, 4, 8, 20), (2, 2, 16, 40)]
+    assert network.decoder_widths == (8, 4, 2)
+
+
+def test_deep_supervision_predicts_at_every_level_the_networks_own_first() -> None:
+    torch.manual_seed(0)
+    network = build_model(Architecture(base_width=2, dropblock_keep=1))
+    deep = DeeplySupervised(network).eval()
+    x = torch.randn(2, 3, 16, 24)
+    own, half, quarter = deep.predictions(x)
+    assert torch.equal(own, network(x)) and torch.equal(deep(x), own)
+    coarse, middle, _ = network.decode(x)
+    for logits, head, level in ((quarter, 0, coarse), (half, 1, middle)):
+        by_hand = F.interpolate(deep.side_heads[head](level), (16, 24), mode="bilinear")
+        assert torch.equal(logits, by_hand)
+    assert parameter_count(deep) - parameter_count(network) == (8 + 1) + (4 + 1)
+
+
+def test_a_side_head_teaches_the_levels_up_to_its_own() -> None:
+    deep = DeeplySupervised(UNet(base_width=2))
+    _, half, quarter = deep.predictions(torch.randn(1, 3, 16, 16))
+
+    def taught(logits: torch.Tensor) -> list[bool]:
+        parameters = [level[0].conv.weight for level in deep.network.decoder]  # type: ignore[index]
+        gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True, retain_graph=True)
+        return [gradient is not None and bool(gradient.any()) for gradient in gradients]
+
+    assert taught(quarter) == [True, False, False]
+    assert taught(half) == [True, True, False]
 
 
 def test_dropblock_can_be_turned_off() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 import pipeline.training as training
 from pipeline.augment import Augmentation, Example
 from pipeline.errors import UserError
+from pipeline.models.registry import build_model
 from pipeline.segmenter_params import SegmenterParams
 from pipeline.training import Execution, Phase, TrainedSegmenter, prefetch, train_segmenter
 from pipeline.training_checkpoint import CHECKPOINT_FILE, HistoryRow, best_row
@@ -80,6 +81,20 @@ def test_it_learns_bright_lines() -> None:
     trained = train([Phase("only", TRAIN, 12, 1e-2, True)])
     assert trained.best.validation_auc is not None and trained.best.validation_auc > 0.97
     assert trained.history[-1].train_loss < 0.6 * trained.history[0].train_loss
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_deep_supervision_learns_and_leaves_a_plain_network(ema_decay: float) -> None:
+    plan = [Phase("only", TRAIN, 12, 1e-2, True)]
+    update = {"ema_decay": ema_decay, "deep_supervision": True}
+    trained = train(plan, PARAMS.model_copy(update=update))
+    plain = build_model(PARAMS.architecture)
+    assert trained.network.state_dict().keys() == plain.state_dict().keys()
+    assert not trained.network.training
+    score = validate(trained.network, VALIDATION, STATISTICS, PARAMS.loss)
+    assert score.auc == trained.best.validation_auc > 0.95
+    without = train(plan, PARAMS.model_copy(update={"ema_decay": ema_decay}))
+    assert not same(trained, without)
 
 
 def test_phases_run_in_order_with_their_own_frames_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,10 +265,13 @@ def test_the_callers_random_state_is_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("stop_at", [1, 3, 4])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_at: int, ema_decay: float) -> None:
-    params = PARAMS.model_copy(update={"ema_decay": ema_decay})
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, stop_at: int, ema_decay: float, deep: bool
+) -> None:
+    params = PARAMS.model_copy(update={"ema_decay": ema_decay, "deep_supervision": deep})
 
     def interrupt(row: HistoryRow, _: nn.Module) -> None:
         if row.epoch == stop_at:
@@ -335,7 +353,7 @@ def test_a_loss_that_is_no_number_stops_with_advice() -> None:
 
 
 def test_the_rate_of_the_failing_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.segmentation_loss
+    original = training.deep_supervision_loss
     steps = 0
 
     def broken_fifth(*args: object) -> torch.Tensor:
@@ -343,7 +361,7 @@ def test_the_rate_of_the_failing_step_is_named(monkeypatch: pytest.MonkeyPatch) 
         steps += 1
         return original(*args) * (math.nan if steps == 5 else 1)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "segmentation_loss", broken_fifth)
+    monkeypatch.setattr(training, "deep_supervision_loss", broken_fifth)
     # Two epochs of three steps: the fifth is 4/6 down the cosine, 0.02 (1 + cos(2π/3)) / 2 = 0.005.
     with pytest.raises(UserError, match=r"epoch 2 \(phase falling, learning rate 0.005\)"):
         train([Phase("falling", TRAIN, 2, 0.02, True, final_learning_rate=0.0)])

@@ -10,7 +10,7 @@ goes on where it was.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,16 +23,15 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from pipeline import losses, training
+from pipeline import training
 from pipeline.allocation import keep_freed_memory
 from pipeline.binarise import Binarisation
 from pipeline.binarise_fit import LabelledMap, tabulate
 from pipeline.checks import read_item
 from pipeline.errors import Problems
 from pipeline.frames import Statistics, native_probability, predict_logits
-from pipeline.losses import LossWeights
+from pipeline.losses import LossWeights, segmentation_loss
 from pipeline.metrics.ranking import roc_auc
 from pipeline.models.registry import Architecture
 from pipeline.models.sa_unet import SAUNet
@@ -51,46 +50,12 @@ EPOCHS, VALIDATION_COUNT = 40, 6
 FIGURES = ("auc", "f1", "cldice", "components", "thin_recall", "kept_f1", "kept_cldice", "kept_components")
 
 
-class DeeplySupervised(SAUNet):
-    """SA-UNet whose two coarser decoder levels are asked for the vessels as well.
-
-    While training, logits [3 N, 1, H, W]: the network's own, then those of half and quarter resolution,
-    bilinearly enlarged.
-    """
-
-    weights = (1.0, 0.5, 0.25)
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__(architecture.base_width, architecture.dropblock_size, architecture.dropblock_keep)
-        width = architecture.base_width
-        self.side_heads = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in (4 * width, 2 * width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, 3, H, W] to logits, see the class; [N, 1, H, W] in evaluation mode."""
-        if not self.training:
-            return super().forward(x)
-        found: list[Tensor] = []
-        hooks = [level.register_forward_hook(lambda *call: found.append(call[2])) for level in self.decoder]
-        try:
-            logits = super().forward(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        side = [
-            F.interpolate(head(level), x.shape[2:], mode="bilinear")
-            for head, level in zip(self.side_heads, found, strict=False)
-        ]
-        return torch.cat([logits, *reversed(side)])
-
-
 class TwoPasses(nn.Module):
     """W-Net (Galdran et al. 2022, Scientific Reports 12:6174): a second network sees image and first result.
 
     Both are SA-UNets of three quarters of the width, together as many products as one. While training,
-    logits [2 N, 1, H, W]: of the second, then of the first.
+    logits [2 N, 1, H, W] that count alike: of the second, then of the first.
     """
-
-    weights = (1.0, 1.0)
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -113,7 +78,7 @@ class Variant:
     Attributes:
         note: what stands in the table.
         params: of the section `segmenter`, instead of the preset's.
-        network: instead of the preset's; its class attribute `weights` says how its logits are weighed.
+        network: instead of the preset's.
         epochs: to train for.
     """
 
@@ -131,11 +96,10 @@ VARIANTS = {
     "skeleton-recall": Variant(
         "skeleton recall beside both", {"loss": LossWeights(skeleton_recall=1.0).model_dump()}
     ),
-    "deep-supervision": Variant("coarser decoder levels supervised", network=DeeplySupervised),
+    "deep-supervision": Variant("coarser decoder levels supervised", {"deep_supervision": True}),
     "deep-skeleton": Variant(
         "both, skeleton recall at half the weight",
-        {"loss": LossWeights(skeleton_recall=0.5).model_dump()},
-        DeeplySupervised,
+        {"deep_supervision": True, "loss": LossWeights(skeleton_recall=0.5).model_dump()},
     ),
     "second-pass": Variant("second network on image and first result", network=TwoPasses),
     "full-frames": Variant(
@@ -147,22 +111,20 @@ VARIANTS = {
 
 
 @contextmanager
-def supervised_together(network: Callable[[Architecture], nn.Module] | None) -> Iterator[None]:
-    """Train a network whose logits are several predictions of each image, the main one first."""
+def network_instead(network: Callable[[Architecture], nn.Module] | None) -> Iterator[None]:
+    """Train another network than the preset's; its predictions of the batch lie one behind the other."""
     if network is None:
         yield
         return
-    weights: tuple[float, ...] = network.weights  # type: ignore[attr-defined]
 
-    def loss(logits: Tensor, targets: Tensor, terms: LossWeights) -> Tensor:
-        parts = logits.split(len(targets))
-        total = sum(
-            weight * losses.segmentation_loss(part, targets, terms)
-            for weight, part in zip(weights, parts, strict=True)
-        )
-        return torch.as_tensor(total / sum(weights))
+    def loss(predictions: Sequence[Tensor], targets: Tensor, terms: LossWeights) -> Tensor:
+        parts = predictions[0].split(len(targets))
+        return torch.stack([segmentation_loss(part, targets, terms) for part in parts]).mean()
 
-    with patch.object(training, "build_model", network), patch.object(training, "segmentation_loss", loss):
+    with (
+        patch.object(training, "build_model", network),
+        patch.object(training, "deep_supervision_loss", loss),
+    ):
         yield
 
 
@@ -198,7 +160,7 @@ def judge(
         logits = predict_logits(trained.network, frame.working.image, statistics, views="dihedral")
         maps.append(LabelledMap(native_probability(logits, *frame.vessels.shape), frame.vessels, frame.fov))
     kept = trained.binarisation or Binarisation(threshold=trained.threshold)
-    plain = [Binarisation(threshold=cut) for cut in np.linspace(0.2, 0.8, 61)]
+    plain = [Binarisation(threshold=cut) for cut in np.linspace(0.2, 0.95, 76)]
     table = tabulate(maps, [kept, *plain])
     best = table.iloc[1 + int(table["f1"].iloc[1:].argmax())]
     scores = np.concatenate([found.probability[found.region] for found in maps])
@@ -236,7 +198,7 @@ def train(name: str, out: Path, seed: int, raw: Path, threads: int) -> None:
     statistics = input_statistics(frames)
     folder = out / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    with supervised_together(variant.network):
+    with network_instead(variant.network):
         trained = train_segmenter(
             schedule.phases("real", frames),
             validation,
