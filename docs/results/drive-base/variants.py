@@ -21,6 +21,7 @@ import click
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ from pipeline.errors import Problems
 from pipeline.frames import Statistics, native_probability, predict_logits
 from pipeline.losses import LossWeights, segmentation_loss
 from pipeline.metrics.ranking import roc_auc
-from pipeline.models.registry import Architecture
+from pipeline.models.registry import Architecture, build_model
 from pipeline.models.sa_unet import SAUNet
 from pipeline.readers.raw import open_raw
 from pipeline.readers.registry import READERS
@@ -45,9 +46,22 @@ from stages.params_file import read_yaml
 from stages.train_base import Params
 
 HERE = Path(__file__).parent
+KEPT = HERE / "variants"
 PRESET = HERE.parents[2] / "presets/drive-cpu.yaml"
 EPOCHS, VALIDATION_COUNT = 40, 6
-FIGURES = ("auc", "f1", "cldice", "components", "thin_recall", "kept_f1", "kept_cldice", "kept_components")
+PLAIN = [Binarisation(threshold=cut) for cut in np.linspace(0.2, 0.95, 76)]
+FIGURES = {  # and their decimals
+    "threshold": 2,
+    "auc": 4,
+    "f1": 4,
+    "cldice": 3,
+    "components": 0,
+    "thin_recall": 3,
+    "kept_f1": 4,
+    "kept_cldice": 3,
+    "kept_components": 0,
+    "kept_thin_recall": 3,
+}
 
 
 class TwoPasses(nn.Module):
@@ -147,27 +161,34 @@ def split_frames(raw: Path, seed: int) -> tuple[list[TrainingFrame], list[Valida
     return [frame.working for frame in frames["train"]], frames["validation"]
 
 
+def predict(
+    network: nn.Module, frames: list[ValidationFrame], statistics: Statistics
+) -> tuple[list[LabelledMap], float]:
+    """Predict validation images as averages of eight views; the maps and their AUC."""
+    maps = []
+    for frame in frames:
+        logits = predict_logits(network, frame.working.image, statistics, views="dihedral")
+        maps.append(LabelledMap(native_probability(logits, *frame.vessels.shape), frame.vessels, frame.fov))
+    scores = np.concatenate([found.probability[found.region] for found in maps])
+    labels = np.concatenate([found.vessels[found.region] for found in maps])
+    return maps, roc_auc(scores, labels)
+
+
 def judge(
     trained: TrainedSegmenter, frames: list[ValidationFrame], statistics: Statistics
 ) -> dict[str, float]:
-    """Score on validation images, average of eight views.
+    """Score on validation images.
 
     `f1` and shapes are those at the F1-maximal threshold, `kept_…` those with hysteresis; both are fitted on
     these very images, which flatters all variants alike.
     """
-    maps = []
-    for frame in frames:
-        logits = predict_logits(trained.network, frame.working.image, statistics, views="dihedral")
-        maps.append(LabelledMap(native_probability(logits, *frame.vessels.shape), frame.vessels, frame.fov))
+    maps, auc = predict(trained.network, frames, statistics)
     kept = trained.binarisation or Binarisation(threshold=trained.threshold)
-    plain = [Binarisation(threshold=cut) for cut in np.linspace(0.2, 0.95, 76)]
-    table = tabulate(maps, [kept, *plain])
+    table = tabulate(maps, [kept, *PLAIN])
     best = table.iloc[1 + int(table["f1"].iloc[1:].argmax())]
-    scores = np.concatenate([found.probability[found.region] for found in maps])
-    labels = np.concatenate([found.vessels[found.region] for found in maps])
     shown = ("f1", "cldice", "components", "beta0_error", "thin_recall")
     return (
-        {"auc": roc_auc(scores, labels), "threshold": float(best["threshold"])}
+        {"auc": auc, "threshold": float(best["threshold"])}
         | {name: float(best[name]) for name in shown}
         | {f"kept_{name}": float(table.iloc[0][name]) for name in shown}
     )
@@ -224,27 +245,57 @@ def train(name: str, out: Path, seed: int, raw: Path, threads: int) -> None:
 
 @main.command()
 @click.argument("out", type=click.Path(exists=True, path_type=Path))
-def table(out: Path) -> None:
-    """Write variants.md: means over the seeds, and paired differences to the control."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/figures.json"))]
+@click.option(
+    "--raw", default=Path("data/raw/drive"), show_default=True, type=click.Path(exists=True, path_type=Path)
+)
+def ema(out: Path, raw: Path) -> None:
+    """Compare the averaged weights with the weights themselves, of the controls' last checkpoints."""
+    lines = ["| seed, epoch | AUC, averaged | itself | F1, averaged | itself |", "|---|---|---|---|---|"]
+    for path in sorted(out.glob("control-*/checkpoint/training.safetensors")):
+        seed = int(path.parts[-3].removeprefix("control-"))
+        frames, validation = split_frames(raw, seed)
+        statistics = input_statistics(frames)
+        with safe_open(path, framework="pt") as file:
+            epoch = len(json.loads(file.metadata()["record"])["history"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        aucs, f1s = [], []
+        for group in ("averaged/", "network/"):
+            network = build_model(SegmenterParams.model_validate(read_yaml(PRESET)["segmenter"]).architecture)
+            own = {key.removeprefix(group): value for key, value in tensors.items() if key.startswith(group)}
+            network.load_state_dict(own)
+            maps, auc = predict(network.eval(), validation, statistics)
+            aucs.append(f"{auc:.4f}")
+            f1s.append(f"{tabulate(maps, PLAIN)['f1'].max():.4f}")
+        lines.append(_row(f"{seed}, {epoch}", [*aucs, *f1s]))
+    click.echo("\n".join(lines))
+
+
+@main.command()
+@click.argument("out", required=False, type=click.Path(exists=True, path_type=Path))
+def table(out: Path | None) -> None:
+    """Keep the figures in OUT beside this file, and write variants.md of all that are kept."""
+    KEPT.mkdir(exist_ok=True)
+    for path in sorted(out.glob("*/figures.json")) if out else ():
+        (KEPT / f"{path.parent.name}.json").write_bytes(path.read_bytes())
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
     rows = pd.DataFrame([{"variant": r["variant"], "seed": r["seed"]} | r["figures"] for r in records])
-    wide = rows.set_index(["variant", "seed"])[list(FIGURES)]
+    wide = rows.set_index(["variant", "seed"])[list(FIGURES)].sort_index()
     control = wide.loc["control"]
-    head = ["| validation, seeds | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
+    head = ["| |" + "|".join(f" {name} " for name in FIGURES) + "|", "|---" * (len(FIGURES) + 1) + "|"]
     means, differences = [*head], [*head]
     for name in [name for name in VARIANTS if name in wide.index]:
         own = wide.loc[name]
-        means.append(_row(f"{name} ({len(own)})", [f"{own[figure].mean():.4g}" for figure in FIGURES]))
-        if name == "control":
-            continue
-        paired = (own - control).dropna()
-        differences.append(
-            _row(
-                f"{name} ({len(paired)})",
-                [" ".join(f"{value:+.2g}" for value in np.asarray(paired[figure])) for figure in FIGURES],
-            )
-        )
-    text = "\n".join([*means, "", "Difference to the control, seed by seed:", "", *differences, ""])
+        seeds = ", ".join(str(seed) for seed in own.index)
+        cells = [f"{own[figure].mean():.{digits}f}" for figure, digits in FIGURES.items()]
+        means.append(_row(f"{name}: {VARIANTS[name].note} (seeds {seeds})", cells))
+        if name != "control":
+            paired = (own - control).dropna()
+            cells = [
+                " ".join(f"{value:+.{digits}f}" for value in np.asarray(paired[figure]))
+                for figure, digits in FIGURES.items()
+            ]
+            differences.append(_row(name, cells))
+    text = "\n".join([*means, "", "Differences to the control of the same seed:", "", *differences, ""])
     (HERE / "variants.md").write_text(text, encoding="utf-8")
     click.echo(text)
 
