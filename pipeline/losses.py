@@ -234,7 +234,7 @@ def segmentation_loss(logits: Tensor, targets: Tensor, weights: LossWeights) -> 
 
 # ----------------------------------------------------------------------------------------------------------
 # Deep supervision (Lee et al. 2015, arXiv 1409.5185: companion losses of hidden layers), with weights
-# halved from level to level as in nnU-Net, for predictions z_0 (the network's own), z_1, …:
+# halved from level to level, for predictions z_0 (the network's own), z_1, …:
 #   L = Σ_k 2^{−k} L(z_k) / Σ_k 2^{−k}
 def deep_supervision_loss(predictions: Sequence[Tensor], targets: Tensor, weights: LossWeights) -> Tensor:
     """Weighted mean of `segmentation_loss` over several predictions of the same truth.

@@ -30,11 +30,11 @@ class DeeplySupervised(nn.Module):
         """Map float [N, 3, H, W] to logits [N, 1, H, W] of every level, the network's own first.
 
         Those of the side heads are enlarged to the size of the input, bilinearly: a truth that is shrunk
-        instead would lose the capillaries.
+        instead would spread the capillaries over wider pixels.
         """
         *coarser, finest = self.network.decode(x)
         side = [
-            F.interpolate(head(level), x.shape[2:], mode="bilinear")
+            F.interpolate(head(level).float(), x.shape[2:], mode="bilinear")
             for head, level in zip(self.side_heads, coarser, strict=True)
         ]
         return [self.network.head(finest), *reversed(side)]

@@ -225,6 +225,7 @@ def test_deep_supervision_halves_the_weight_from_level_to_level() -> None:
 
 
 def test_one_prediction_costs_the_same_bits_with_deep_supervision() -> None:
+    torch.manual_seed(0)
     logits = torch.randn(2, 1, 8, 8, requires_grad=True)
     targets = (torch.rand(2, 1, 8, 8) < 0.2).float()
     plain = segmentation_loss(logits, targets, LossWeights())

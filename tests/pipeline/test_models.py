@@ -56,6 +56,7 @@ def test_deep_supervision_predicts_at_every_level_the_networks_own_first() -> No
 
 
 def test_a_side_head_teaches_the_levels_up_to_its_own() -> None:
+    torch.manual_seed(0)
     deep = DeeplySupervised(UNet(base_width=2))
     _, half, quarter = deep.predictions(torch.randn(1, 3, 16, 16))
 
