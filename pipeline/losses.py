@@ -5,6 +5,7 @@ everything), and by default they are off.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import cv2
@@ -163,13 +164,20 @@ def soft_cldice_loss(
     Returns:
         Scalar, 0..1.
     """
+    return _cldice_loss(logits, targets, _skeleton_of_truth(targets, iterations), iterations, epsilon)
+
+
+def _cldice_loss(logits: Tensor, targets: Tensor, truth: Tensor, iterations: int, epsilon: float) -> Tensor:
     probabilities = logits.sigmoid()
-    with torch.no_grad():
-        truth = soft_skeleton(targets, iterations)
     found = soft_skeleton(probabilities, iterations)
     precision = ((found * targets).sum() + epsilon) / (found.sum() + epsilon)
     sensitivity = ((truth * probabilities).sum() + epsilon) / (truth.sum() + epsilon)
     return 1 - 2 * precision * sensitivity / (precision + sensitivity)
+
+
+def _skeleton_of_truth(targets: Tensor, iterations: int) -> Tensor:
+    with torch.no_grad():
+        return soft_skeleton(targets, iterations)
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -187,7 +195,10 @@ def skeleton_recall_loss(logits: Tensor, targets: Tensor, epsilon: float = 1.0) 
     Returns:
         Scalar, 0..1.
     """
-    tube = skeleton_tube(targets)
+    return _tube_recall_loss(logits, skeleton_tube(targets), epsilon)
+
+
+def _tube_recall_loss(logits: Tensor, tube: Tensor, epsilon: float) -> Tensor:
     return 1 - ((tube * logits.sigmoid()).sum() + epsilon) / (tube.sum() + epsilon)
 
 
@@ -209,6 +220,20 @@ def skeleton_tube(targets: Tensor) -> Tensor:
     return torch.from_numpy(tubes)[:, None].to(targets) * targets  # [N, 1, H, W]
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """What predictions are compared with; the parts that the weights ask for, else None."""
+
+    targets: Tensor
+    skeleton: Tensor | None
+    tube: Tensor | None
+
+    @classmethod
+    def of(cls, targets: Tensor, weights: LossWeights) -> "_Truth":
+        skeleton = _skeleton_of_truth(targets, SKELETON_ITERATIONS) if weights.cldice else None
+        return cls(targets, skeleton, skeleton_tube(targets) if weights.skeleton_recall else None)
+
+
 def segmentation_loss(logits: Tensor, targets: Tensor, weights: LossWeights) -> Tensor:
     """Weighted mean of the terms, over every pixel of the frame.
 
@@ -222,35 +247,48 @@ def segmentation_loss(logits: Tensor, targets: Tensor, weights: LossWeights) -> 
     Returns:
         Scalar float32.
     """
-    logits = logits.float()
+    return _weighted_mean(logits, _Truth.of(targets, weights), weights)
+
+
+def segmentation_losses(predictions: Sequence[Tensor], targets: Tensor, weights: LossWeights) -> Tensor:
+    """Compute `segmentation_loss` of several predictions of the same truth, which is thinned only once.
+
+    Args:
+        predictions: logits [N, 1, H, W], at least one.
+        targets: [N, 1, H, W], 0..1.
+        weights: of the terms.
+
+    Returns:
+        Float32, one value for each prediction.
+    """
+    truth = _Truth.of(targets, weights)
+    return torch.stack([_weighted_mean(logits, truth, weights) for logits in predictions])
+
+
+def _weighted_mean(logits: Tensor, truth: _Truth, weights: LossWeights) -> Tensor:
+    logits, targets, epsilon = logits.float(), truth.targets, 1.0
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets)
     total = weights.bce * cross_entropy + weights.dice * soft_dice_loss(logits, targets)
-    if weights.cldice:
-        total = total + weights.cldice * soft_cldice_loss(logits, targets)
-    if weights.skeleton_recall:
-        total = total + weights.skeleton_recall * skeleton_recall_loss(logits, targets)
+    if truth.skeleton is not None:
+        cldice = _cldice_loss(logits, targets, truth.skeleton, SKELETON_ITERATIONS, epsilon)
+        total = total + weights.cldice * cldice
+    if truth.tube is not None:
+        total = total + weights.skeleton_recall * _tube_recall_loss(logits, truth.tube, epsilon)
     return total / (weights.bce + weights.dice + weights.cldice + weights.skeleton_recall)
 
 
 # ----------------------------------------------------------------------------------------------------------
 # Deep supervision (Lee et al. 2015, arXiv 1409.5185: companion losses of hidden layers), with weights
-# halved from level to level, for predictions z_0 (the network's own), z_1, …:
-#   L = Σ_k 2^{−k} L(z_k) / Σ_k 2^{−k}
-def deep_supervision_loss(predictions: Sequence[Tensor], targets: Tensor, weights: LossWeights) -> Tensor:
-    """Weighted mean of `segmentation_loss` over several predictions of the same truth.
+# halved from level to level, for the losses L_0 (of the network's own prediction), L_1, …:
+#   L = Σ_k 2^{−k} L_k / Σ_k 2^{−k}
+def deep_supervision_loss(losses: Tensor) -> Tensor:
+    """Weighted mean of the losses of several predictions.
 
     Args:
-        predictions: logits [N, 1, H, W], at least one, the most important first; one alone is
-            `segmentation_loss`.
-        targets: [N, 1, H, W], 0..1.
-        weights: of the loss's terms.
+        losses: [K], K ≥ 1, the most important first; one alone is returned as it is.
 
     Returns:
-        Scalar float32.
+        Scalar.
     """
-    shares = [0.5**level for level in range(len(predictions))]
-    terms = [
-        share * segmentation_loss(logits, targets, weights)
-        for share, logits in zip(shares, predictions, strict=True)
-    ]
-    return torch.stack(terms).sum() / sum(shares)
+    shares = 0.5 ** torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
+    return (shares * losses).sum() / shares.sum()

@@ -24,7 +24,7 @@ from pipeline.augment import make_example
 from pipeline.binarise import Binarisation
 from pipeline.errors import Problems, UserError
 from pipeline.frames import Statistics, network_input, pad_together
-from pipeline.losses import deep_supervision_loss
+from pipeline.losses import deep_supervision_loss, segmentation_losses
 from pipeline.models.deep_supervision import DeeplySupervised
 from pipeline.models.registry import build_model
 from pipeline.segmenter_params import SegmenterParams
@@ -278,7 +278,7 @@ class _EpochTrainer:
         self.execution = execution
 
     def run(self, epoch: _Epoch) -> float:
-        """Train for one epoch and return the mean loss over its examples."""
+        """Train for one epoch and return the mean loss of the network's own predictions of its examples."""
         torch.manual_seed(_torch_seed(self.seed, _DROPBLOCK, epoch.number))
         self.state.network.train()
         total, shown = 0.0, 0
@@ -286,25 +286,27 @@ class _EpochTrainer:
         for step, (images, targets) in enumerate(self._batches(epoch), epoch.index * steps):
             for group in self.state.optimizer.param_groups:
                 group["lr"] = epoch.phase.rate(step, epoch.phase.epochs * steps)
-            loss = self._step(images.to(self.execution.device), targets.to(self.execution.device))
-            if not math.isfinite(loss):
-                raise _diverged(f"the loss became {loss}", epoch, self.state)
-            total += loss * len(images)
+            losses = self._step(images.to(self.execution.device), targets.to(self.execution.device))
+            for loss in losses:
+                if not math.isfinite(loss):
+                    raise _diverged(f"the loss became {loss}", epoch, self.state)
+            total += losses[0] * len(images)
             shown += len(images)
         return total / shown
 
-    def _step(self, images: Tensor, targets: Tensor) -> float:
+    def _step(self, images: Tensor, targets: Tensor) -> list[float]:
+        """Update the weights once; give the losses of what was predicted, the network's own first."""
         state = self.state
         with self._autocast():
             predictions = _predictions(state.network, images)
-        loss = deep_supervision_loss(predictions, targets, self.params.loss)
+        losses = segmentation_losses(predictions, targets, self.params.loss)
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        deep_supervision_loss(losses).backward()
         state.optimizer.step()
         state.steps += 1
         if state.averaged is not state.network:
             _update_average(state.averaged, state.network, self.params.ema_decay, state.steps)
-        return loss.item()
+        return losses.tolist()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.execution.precision == "bfloat16" and self.execution.device.type == "cuda":

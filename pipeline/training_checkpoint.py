@@ -31,7 +31,8 @@ class HistoryRow:
         phase: its name.
         epoch: counted from 1 through all phases.
         learning_rate: of the epoch's last step.
-        train_loss: mean over the epoch's examples.
+        train_loss: mean over the epoch's examples; of the network's own predictions, also where deep
+            supervision looks at others besides.
         validation_loss, validation_auc: None in epochs without validation.
         selectable: whether the epoch's weights may be kept as the result.
     """

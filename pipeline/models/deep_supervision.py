@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.unet import UNet
+from pipeline.models.unet import INITIAL_LOGIT, UNet
 
 
 class DeeplySupervised(nn.Module):
@@ -20,6 +20,8 @@ class DeeplySupervised(nn.Module):
         super().__init__()
         self.network = network
         self.side_heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in network.decoder_widths[:-1])
+        for head in self.side_heads:
+            nn.init.constant_(head.bias, INITIAL_LOGIT)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float [N, 3, H, W] to the network's logits [N, 1, H, W]."""

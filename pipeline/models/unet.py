@@ -17,7 +17,8 @@ So far reach two 3×3 convolutions a level, attention's 7×7 at the bottom, the 
 grid of pooling, which makes it differ by position (68 to 82).
 """
 
-_INITIAL_LOGIT = -2.0  # ln(0.12 / 0.88): about 12% of the field of view is vessel
+INITIAL_LOGIT = -2.0
+"""Where heads begin: ln(0.12 / 0.88), as about 12% of the field of view is vessel."""
 
 
 class UNet(nn.Module):
@@ -56,7 +57,7 @@ class UNet(nn.Module):
         )
         self.decoder = nn.ModuleList(_pair(2 * width, width, drop) for width in rising)
         self.head = nn.Conv2d(base_width, 1, 1)
-        nn.init.constant_(self.head.bias, _INITIAL_LOGIT)  # type: ignore[arg-type]
+        nn.init.constant_(self.head.bias, INITIAL_LOGIT)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float [N, 3, H, W] to logits [N, 1, H, W].

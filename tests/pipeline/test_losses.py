@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
+from skimage.morphology import skeletonize
 from torch.nn import functional as F
 
+from pipeline import losses as losses_module
 from pipeline.losses import (
     LossWeights,
     deep_supervision_loss,
     segmentation_loss,
+    segmentation_losses,
     skeleton_recall_loss,
     skeleton_tube,
     soft_cldice_loss,
@@ -219,9 +222,28 @@ def equations_skeleton(image: np.ndarray, iterations: int) -> np.ndarray:
 def test_deep_supervision_halves_the_weight_from_level_to_level() -> None:
     generator = torch.Generator().manual_seed(1)
     predictions = [torch.randn(1, 1, 2, 2, generator=generator) for _ in range(3)]
-    first, second, third = (segmentation_loss(z, TARGET, LossWeights()).item() for z in predictions)
-    loss = deep_supervision_loss(predictions, TARGET, LossWeights()).item()
-    assert loss == pytest.approx((4 * first + 2 * second + third) / 7)
+    losses = segmentation_losses(predictions, TARGET, LossWeights())
+    first, second, third = losses.tolist()
+    assert deep_supervision_loss(losses).item() == pytest.approx((4 * first + 2 * second + third) / 7)
+
+
+def test_every_prediction_has_its_own_loss_and_the_truth_is_thinned_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = LossWeights(bce=1, dice=2, cldice=3, skeleton_recall=4)
+    targets = (torch.rand(2, 1, 24, 24, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+    generator = torch.Generator().manual_seed(1)
+    predictions = [torch.randn(2, 1, 24, 24, generator=generator) for _ in range(3)]
+    singly = torch.stack([segmentation_loss(z, targets, weights) for z in predictions])
+    thinned = []
+
+    def counted(image: np.ndarray) -> np.ndarray:
+        thinned.append(image)
+        return skeletonize(image)
+
+    monkeypatch.setattr(losses_module, "skeletonize", counted)
+    assert torch.equal(segmentation_losses(predictions, targets, weights), singly)
+    assert len(thinned) == len(targets)
 
 
 def test_one_prediction_costs_the_same_bits_with_deep_supervision() -> None:
@@ -229,6 +251,6 @@ def test_one_prediction_costs_the_same_bits_with_deep_supervision() -> None:
     logits = torch.randn(2, 1, 8, 8, requires_grad=True)
     targets = (torch.rand(2, 1, 8, 8) < 0.2).float()
     plain = segmentation_loss(logits, targets, LossWeights())
-    deep = deep_supervision_loss([logits], targets, LossWeights())
+    deep = deep_supervision_loss(segmentation_losses([logits], targets, LossWeights()))
     assert torch.equal(plain, deep)
     assert torch.equal(*(torch.autograd.grad(loss, logits)[0] for loss in (plain, deep)))

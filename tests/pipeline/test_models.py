@@ -13,7 +13,7 @@ from pipeline.models.deep_supervision import DeeplySupervised
 from pipeline.models.folding import folded
 from pipeline.models.registry import Architecture, build_model
 from pipeline.models.sa_unet import SAUNet
-from pipeline.models.unet import RECEPTIVE_RADIUS, UNet
+from pipeline.models.unet import INITIAL_LOGIT, RECEPTIVE_RADIUS, UNet
 
 
 def parameter_count(module: torch.nn.Module) -> int:
@@ -53,6 +53,7 @@ def test_deep_supervision_predicts_at_every_level_the_networks_own_first() -> No
         by_hand = F.interpolate(deep.side_heads[head](level), (16, 24), mode="bilinear")
         assert torch.equal(logits, by_hand)
     assert parameter_count(deep) - parameter_count(network) == (8 + 1) + (4 + 1)
+    assert [head.bias.tolist() for head in (network.head, *deep.side_heads)] == [[INITIAL_LOGIT]] * 3
 
 
 def test_a_side_head_teaches_the_levels_up_to_its_own() -> None:

@@ -97,6 +97,15 @@ def test_deep_supervision_learns_and_leaves_a_plain_network(ema_decay: float) ->
     assert not same(trained, without)
 
 
+def test_deep_supervision_begins_with_the_same_weights_and_notes_the_networks_own_loss() -> None:
+    one_step = [Phase("only", TRAIN[:1], 1, 1e-2, True)]
+    plain, deep = (
+        train(one_step, PARAMS.model_copy(update={"deep_supervision": deep})) for deep in (False, True)
+    )
+    assert plain.history[0].train_loss == deep.history[0].train_loss
+    assert not same(plain, deep)
+
+
 def test_phases_run_in_order_with_their_own_frames_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[str, bool]] = []
     original = training.make_example
@@ -353,7 +362,7 @@ def test_a_loss_that_is_no_number_stops_with_advice() -> None:
 
 
 def test_the_rate_of_the_failing_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.deep_supervision_loss
+    original = training.segmentation_losses
     steps = 0
 
     def broken_fifth(*args: object) -> torch.Tensor:
@@ -361,7 +370,7 @@ def test_the_rate_of_the_failing_step_is_named(monkeypatch: pytest.MonkeyPatch) 
         steps += 1
         return original(*args) * (math.nan if steps == 5 else 1)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "deep_supervision_loss", broken_fifth)
+    monkeypatch.setattr(training, "segmentation_losses", broken_fifth)
     # Two epochs of three steps: the fifth is 4/6 down the cosine, 0.02 (1 + cos(2π/3)) / 2 = 0.005.
     with pytest.raises(UserError, match=r"epoch 2 \(phase falling, learning rate 0.005\)"):
         train([Phase("falling", TRAIN, 2, 0.02, True, final_learning_rate=0.0)])

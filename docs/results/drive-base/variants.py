@@ -5,9 +5,10 @@
     python docs/results/drive-base/variants.py ema OUT    # averaged weights against the weights themselves
 
 Run in the project's root folder with DRIVE in data/raw/drive; a training takes about 12 minutes on one
-thread. Everything is as in presets/drive-cpu.yaml, but for the variant, 40 epochs instead of 240 (full
-frames: 50), and six validation images instead of two, on which the epoch is chosen and threshold and
-hysteresis are fitted. Each seed has its own six. No test image is scored. A training that was interrupted
+thread (`longer-…`: half an hour). The control is presets/drive-cpu.yaml without deep supervision and
+skeleton recall, as it was when the variants were tried. Trainings last 40 epochs (full frames: 50, `longer-…`:
+100), and have six validation images instead of two, on which the epoch is chosen and threshold and hysteresis
+are fitted. Each seed has its own six. No test image is scored. A training that was interrupted
 goes on where it was, also with changed code or another number of threads: begin anew then, elsewhere.
 """
 
@@ -32,9 +33,9 @@ from pipeline.allocation import keep_freed_memory
 from pipeline.binarise import Binarisation
 from pipeline.binarise_fit import LabelledMap, tabulate
 from pipeline.checks import read_item
-from pipeline.errors import Problems
+from pipeline.errors import Problems, UserError
 from pipeline.frames import Statistics, native_probability, predict_logits
-from pipeline.losses import LossWeights, segmentation_loss
+from pipeline.losses import LossWeights, segmentation_losses
 from pipeline.metrics.ranking import roc_auc
 from pipeline.models.registry import Architecture, build_model
 from pipeline.models.sa_unet import SAUNet
@@ -50,7 +51,7 @@ from stages.train_base import Params
 HERE = Path(__file__).parent
 KEPT = HERE / "variants"
 PRESET = HERE.parents[2] / "presets/drive-cpu.yaml"
-EPOCHS, VALIDATION_COUNT = 40, 6
+EPOCHS, LONGER, VALIDATION_COUNT = 40, 100, 6
 PLAIN = [Binarisation(threshold=cut) for cut in np.linspace(0.02, 0.98, 97)]
 FIGURES = {  # and their decimals
     "threshold": 2,
@@ -96,16 +97,20 @@ class Variant:
         params: of the section `segmenter`, instead of the preset's.
         network: instead of the preset's.
         epochs: to train for.
+        control: what it is compared with.
     """
 
     note: str
     params: dict[str, Any] = field(default_factory=dict)
     network: Callable[[Architecture], nn.Module] | None = None
     epochs: int = EPOCHS
+    control: str = "control"
 
 
+CONTROL = {"deep_supervision": False, "loss": LossWeights().model_dump()}
+DEEP_SKELETON = {"deep_supervision": True, "loss": LossWeights(skeleton_recall=0.5).model_dump()}
 VARIANTS = {
-    "control": Variant("the preset"),
+    "control": Variant("cross-entropy and Dice"),
     "cldice": Variant(
         "soft-clDice beside cross-entropy and Dice", {"loss": LossWeights(cldice=1.0).model_dump()}
     ),
@@ -115,13 +120,20 @@ VARIANTS = {
     "deep-supervision": Variant("coarser decoder levels supervised", {"deep_supervision": True}),
     "deep-skeleton": Variant(
         "both, skeleton recall at half the weight",
-        {"deep_supervision": True, "loss": LossWeights(skeleton_recall=0.5).model_dump()},
+        DEEP_SKELETON,
     ),
     "second-pass": Variant("second network on image and first result", network=TwoPasses),
     "full-frames": Variant(
         "one full frame a step instead of four crops: as many pixels in all, a third of the steps",
         {"crop": None, "examples_per_frame": 1, "batch_size": 1},
         epochs=50,  # 40 · 16 · 160² / (584 · 565)
+    ),
+    "longer-control": Variant(f"cross-entropy and Dice, {LONGER} epochs", epochs=LONGER),
+    "longer-deep-skeleton": Variant(
+        f"deep supervision and skeleton recall at half the weight, {LONGER} epochs",
+        DEEP_SKELETON,
+        epochs=LONGER,
+        control="longer-control",
     ),
 }
 
@@ -133,13 +145,13 @@ def network_instead(network: Callable[[Architecture], nn.Module] | None) -> Iter
         yield
         return
 
-    def loss(predictions: Sequence[Tensor], targets: Tensor, terms: LossWeights) -> Tensor:
-        parts = predictions[0].split(len(targets))
-        return torch.stack([segmentation_loss(part, targets, terms) for part in parts]).mean()
+    def losses(predictions: Sequence[Tensor], targets: Tensor, terms: LossWeights) -> Tensor:
+        return segmentation_losses(predictions[0].split(len(targets)), targets, terms)
 
     with (
         patch.object(training, "build_model", network),
-        patch.object(training, "deep_supervision_loss", loss),
+        patch.object(training, "segmentation_losses", losses),
+        patch.object(training, "deep_supervision_loss", torch.mean),
     ):
         yield
 
@@ -220,7 +232,7 @@ def train(name: str, out: Path, seed: int, raw: Path, threads: int) -> None:
     keep_freed_memory()
     variant, preset = VARIANTS[name], read_yaml(PRESET)
     fit = {"threshold": "validation", "postprocess": "validation"}
-    params = SegmenterParams.model_validate(preset["segmenter"] | fit | variant.params)
+    params = SegmenterParams.model_validate(preset["segmenter"] | CONTROL | fit | variant.params)
     schedule = Params.model_validate(preset["train_base"] | {"epochs": variant.epochs})
     frames, validation = split_frames(raw, seed)
     statistics = input_statistics(frames)
@@ -287,18 +299,18 @@ def table(out: Path | None) -> None:
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
     rows = pd.DataFrame([{"variant": r["variant"], "seed": r["seed"]} | r["figures"] for r in records])
     wide = rows.set_index(["variant", "seed"])[list(FIGURES)].sort_index()
-    control = wide.loc["control"]
     head = ["| |" + "|".join(f" {name} " for name in FIGURES) + "|", "|---" * (len(FIGURES) + 1) + "|"]
-    lines = []
+    lines, controls = [], {variant.control for variant in VARIANTS.values()}
     for name in [name for name in VARIANTS if name in wide.index]:
         own = wide.loc[name]
         seeds = ", ".join(str(seed) for seed in own.index)
-        if name == "control":
+        if name in controls:
             cells = [
                 " ".join(f"{value:.{digits}f}" for value in np.asarray(own[figure]))
                 for figure, digits in FIGURES.items()
             ]
         else:
+            control = wide.loc[VARIANTS[name].control]
             cells = [
                 " ".join(
                     f"{value:+.{digits}f}" for value in np.asarray((own - control.loc[own.index])[figure])
@@ -307,7 +319,7 @@ def table(out: Path | None) -> None:
             ]
         lines.append(_row(f"{name} (seeds {seeds})", cells))
     notes = [f"- {name}: {variant.note}" for name, variant in VARIANTS.items()]
-    title = "The control's figures, and what a variant adds to those of the same seed, seed by seed:"
+    title = "The controls' figures, and what a variant adds to those of the same seed, seed by seed:"
     text = "\n".join([title, "", *head, *lines, "", *notes, ""])
     (HERE / "variants.md").write_text(text, encoding="utf-8")
     click.echo(text)
@@ -318,4 +330,7 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(str(error)) from None
