@@ -6,10 +6,11 @@
 
 Run in the project's root folder with DRIVE in data/raw/drive; a training takes about 12 minutes on one
 thread (`longer-…`: half an hour). The control is presets/drive-cpu.yaml without deep supervision and
-skeleton recall, as it was when the variants were tried. Trainings last 40 epochs (full frames: 50, `longer-…`:
-100), and have six validation images instead of two, on which the epoch is chosen and threshold and hysteresis
-are fitted. Each seed has its own six. No test image is scored. A training that was interrupted
-goes on where it was, also with changed code or another number of threads: begin anew then, elsewhere.
+skeleton recall, as it was when the variants were tried. Trainings last 40 epochs (full frames: 50,
+`longer-…`: 100), and have six validation images instead of two, on which the epoch is chosen and threshold
+and hysteresis are fitted. Each seed has its own six. No test image is scored. A training that was
+interrupted goes on where it was, also with changed code or another number of threads: begin anew then,
+elsewhere.
 """
 
 import json
