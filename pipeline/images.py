@@ -32,6 +32,8 @@ MOST_PIXELS = (
     100_000_000  # several times the largest fundus cameras; a bigger file is a mistake, or an attack
 )
 
+_MOST_BYTES = 8 * MOST_PIXELS + 1_000_000  # of an unpacked file: four channels of 16 bits, and room for tags
+
 # Whatever a file is named. Of other kinds Pillow may start programs: Ghostscript.
 _FORMATS = ("PNG", "TIFF", "JPEG", "GIF", "BMP", "PPM")
 _PNG_COMPRESSION = 6  # fixed: equal pixels give equal bytes
@@ -190,7 +192,7 @@ def _decode(path: Path) -> tuple[Image.Image, bool]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected an image file") from error
     try:
         if content.startswith(_GZIP_MAGIC):
-            content = gzip.decompress(content)
+            content = _unpack(path, content)
         opened = _open(path, content)
         is_deep = _stores_more_than_8_bits(opened)
         image = _load_as_stored(opened)
@@ -207,6 +209,18 @@ def _decode(path: Path) -> tuple[Image.Image, bool]:
         raise UserError(f"{path}: {what}; expected grey or RGB of 8 or 16 bits; convert it to PNG")
     image.info.pop("transparency", None)  # dropped like every alpha; Pillow would warn
     return image, is_deep
+
+
+def _unpack(path: Path, content: bytes) -> bytes:
+    """Unpack gzip, but no more than an image can have: a small file may hold any number of zeros."""
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        unpacked = file.read(_MOST_BYTES + 1)
+    if len(unpacked) > _MOST_BYTES:
+        raise UserError(
+            f"{path}: more than {_MOST_BYTES // 1_000_000} MB when unpacked; expected an image of at most "
+            f"{MOST_PIXELS // 1_000_000} megapixels; unpack the file and look at what it holds"
+        )
+    return unpacked
 
 
 def _open(path: Path, content: bytes) -> ImageFile:

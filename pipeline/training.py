@@ -188,8 +188,7 @@ def train_segmenter(
                 train_loss = trainer.run(epoch)
                 score = None
                 if epoch.is_last_of_phase or epoch.number % params.validate_every == 0:
-                    if not _is_finite(state.averaged):
-                        raise _diverged("weights are no longer finite", epoch, state)
+                    _check_finite(epoch, state)
                     score = validate(state.averaged, validation, statistics, params.loss)
                 row = _finish_epoch(state, epoch, train_loss, score)
                 checkpoint.keep(state.snapshot())
@@ -197,13 +196,7 @@ def train_segmenter(
                 if on_epoch is not None:
                     on_epoch(row, state.averaged)
 
-    state.averaged.load_state_dict(state.best)
-    network = state.averaged.cpu().eval()
-    if isinstance(network, DeeplySupervised):
-        network = network.network
-    best = best_row(state.history)
-    if best is None:
-        raise AssertionError("the last epoch of every phase is validated")
+    network, best = _best(state)
     threshold, binarisation = choose_binarisation(
         network,
         {"validation": validation, "development": [*labelled_training, *validation]},
@@ -213,6 +206,16 @@ def train_segmenter(
         params.views,
     )
     return TrainedSegmenter(network, threshold, binarisation, best, tuple(state.history))
+
+
+def _best(state: TrainingState) -> tuple[nn.Module, HistoryRow]:
+    """Give the network that is kept, on the CPU and without what only training has, and its epoch."""
+    best = best_row(state.history)
+    if best is None:
+        raise AssertionError("the last epoch of every phase is validated")
+    state.averaged.load_state_dict(state.best)
+    network = state.averaged.cpu().eval()
+    return (network.network if isinstance(network, DeeplySupervised) else network), best
 
 
 @dataclass(frozen=True)
@@ -388,9 +391,10 @@ def _finish_epoch(
     return row
 
 
-def _is_finite(network: nn.Module) -> bool:
-    tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+def _check_finite(epoch: _Epoch, state: TrainingState) -> None:
+    tensors = [tensor for tensor in state.averaged.state_dict().values() if tensor.is_floating_point()]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise _diverged("weights are no longer finite", epoch, state)
 
 
 def _diverged(what: str, epoch: _Epoch, state: TrainingState) -> UserError:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, ExifTags, Image
 
+from pipeline import images
 from pipeline.errors import UserError
 from pipeline.images import read_gray, read_mask, read_probability, read_rgb, write_png, write_probability
 
@@ -99,6 +100,18 @@ def test_gzip_is_unpacked(tmp_path, colour):
     Image.fromarray(colour).save(plain, format="PPM")
     (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(plain.getvalue()))
     assert np.array_equal(read_rgb(tmp_path / "a.ppm.gz"), colour)
+
+
+def test_gzip_is_unpacked_no_further_than_an_image_can_reach(tmp_path, colour, monkeypatch):
+    plain = io.BytesIO()
+    Image.fromarray(colour).save(plain, "PPM")
+    size = len(plain.getvalue())
+    (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(plain.getvalue()))
+    (tmp_path / "bomb.ppm.gz").write_bytes(gzip.compress(plain.getvalue() + b"0"))
+    monkeypatch.setattr(images, "_MOST_BYTES", size)
+    assert np.array_equal(read_rgb(tmp_path / "a.ppm.gz"), colour)
+    with pytest.raises(UserError, match=r"bomb\.ppm\.gz: more than .* when unpacked"):
+        read_rgb(tmp_path / "bomb.ppm.gz")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "MPO", "GIF", "BMP", "PPM"])
