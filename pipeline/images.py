@@ -32,8 +32,8 @@ MOST_PIXELS = (
     100_000_000  # several times the largest fundus cameras; a bigger file is a mistake, or an attack
 )
 
-_MOST_BYTES = 8 * MOST_PIXELS + 1_000_000  # of an unpacked file: four channels of 16 bits, and room for tags
-
+_MOST_UNPACKED = 2**30  # bytes of a gzip'd file; uncompressed, 100 megapixels of 16-bit colours have 600 MB
+_CHUNK = 2**20
 # Whatever a file is named. Of other kinds Pillow may start programs: Ghostscript.
 _FORMATS = ("PNG", "TIFF", "JPEG", "GIF", "BMP", "PPM")
 _PNG_COMPRESSION = 6  # fixed: equal pixels give equal bytes
@@ -212,15 +212,17 @@ def _decode(path: Path) -> tuple[Image.Image, bool]:
 
 
 def _unpack(path: Path, content: bytes) -> bytes:
-    """Unpack gzip, but no more than an image can have: a small file may hold any number of zeros."""
+    """Unpack gzip up to a limit: a small file may hold any number of zeros."""
+    unpacked = bytearray()
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        unpacked = file.read(_MOST_BYTES + 1)
-    if len(unpacked) > _MOST_BYTES:
-        raise UserError(
-            f"{path}: more than {_MOST_BYTES // 1_000_000} MB when unpacked; expected an image of at most "
-            f"{MOST_PIXELS // 1_000_000} megapixels; unpack the file and look at what it holds"
-        )
-    return unpacked
+        while chunk := file.read(_CHUNK):
+            unpacked += chunk
+            if len(unpacked) > _MOST_UNPACKED:
+                raise UserError(
+                    f"{path}: gzip that unpacks to more than {_MOST_UNPACKED:,} bytes; expected an image "
+                    "below that; save it as PNG or TIFF"
+                )
+    return bytes(unpacked)
 
 
 def _open(path: Path, content: bytes) -> ImageFile:

@@ -31,6 +31,9 @@ of `target >= 0.5` lay in 207 pieces each, those of 0.25 in 4.2, the untouched m
 TUBE_RADIUS = 2
 """Pixels by which a truth's skeleton is widened for the skeleton recall, as in the paper."""
 
+EPSILON = 1.0
+"""Pixels added to both sides of every ratio, which keep a batch without vessels defined."""
+
 Weight = Annotated[float, Field(ge=0)]
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -65,7 +68,7 @@ class LossWeights(Strict):
 # Soft Dice loss (Sudre et al. 2017, arXiv 1707.03237, equation for two classes, vessel term), with p = σ(z):
 #   D = 1 − (2 Σ p t + ε) / (Σ p + Σ t + ε)
 # summed over the whole batch, so that a crop with hardly a vessel does not dominate.
-def soft_dice_loss(logits: Tensor, targets: Tensor, epsilon: float = 1.0) -> Tensor:
+def soft_dice_loss(logits: Tensor, targets: Tensor, epsilon: float = EPSILON) -> Tensor:
     """One minus the soft Dice coefficient of the batch.
 
     Args:
@@ -148,7 +151,11 @@ def soft_skeleton(image: Tensor, iterations: int = SKELETON_ITERATIONS) -> Tenso
 #   Tprec = (Σ S(p) t + ε) / (Σ S(p) + ε),   Tsens = (Σ S(t) p + ε) / (Σ S(t) + ε)
 #   L = 1 − 2 Tprec Tsens / (Tprec + Tsens)
 def soft_cldice_loss(
-    logits: Tensor, targets: Tensor, iterations: int = SKELETON_ITERATIONS, epsilon: float = 1.0
+    logits: Tensor,
+    targets: Tensor,
+    skeleton: Tensor,
+    iterations: int = SKELETON_ITERATIONS,
+    epsilon: float = EPSILON,
 ) -> Tensor:
     """One minus the soft centreline Dice of the batch.
 
@@ -158,47 +165,35 @@ def soft_cldice_loss(
     Args:
         logits: [N, 1, H, W].
         targets: [N, 1, H, W], 0..1.
-        iterations: see `soft_skeleton`.
+        skeleton: S(t), `soft_skeleton` of the targets.
+        iterations: of the prediction's skeleton, see `soft_skeleton`.
         epsilon: keeps an empty batch defined (loss 0 for an empty prediction).
 
     Returns:
         Scalar, 0..1.
     """
-    return _cldice_loss(logits, targets, _skeleton_of_truth(targets, iterations), iterations, epsilon)
-
-
-def _cldice_loss(logits: Tensor, targets: Tensor, truth: Tensor, iterations: int, epsilon: float) -> Tensor:
     probabilities = logits.sigmoid()
     found = soft_skeleton(probabilities, iterations)
     precision = ((found * targets).sum() + epsilon) / (found.sum() + epsilon)
-    sensitivity = ((truth * probabilities).sum() + epsilon) / (truth.sum() + epsilon)
+    sensitivity = ((skeleton * probabilities).sum() + epsilon) / (skeleton.sum() + epsilon)
     return 1 - 2 * precision * sensitivity / (precision + sensitivity)
-
-
-def _skeleton_of_truth(targets: Tensor, iterations: int) -> Tensor:
-    with torch.no_grad():
-        return soft_skeleton(targets, iterations)
 
 
 # ----------------------------------------------------------------------------------------------------------
 # Skeleton recall (Kirchhoff et al. 2024, arXiv 2404.03010), with p = σ(z) and T the tube: the skeleton of the
 # binary truth, widened by two pixels and cut to the truth again.  Over the whole batch:
 #   L = 1 − (Σ T p + ε) / (Σ T + ε)
-def skeleton_recall_loss(logits: Tensor, targets: Tensor, epsilon: float = 1.0) -> Tensor:
+def skeleton_recall_loss(logits: Tensor, tube: Tensor, epsilon: float = EPSILON) -> Tensor:
     """One minus the share of the truth's widened skeleton that is found.
 
     Args:
         logits: [N, 1, H, W].
-        targets: [N, 1, H, W], 0..1.
+        tube: T, `skeleton_tube` of the targets.
         epsilon: keeps a batch without vessels defined (loss 0).
 
     Returns:
         Scalar, 0..1.
     """
-    return _tube_recall_loss(logits, skeleton_tube(targets), epsilon)
-
-
-def _tube_recall_loss(logits: Tensor, tube: Tensor, epsilon: float) -> Tensor:
     return 1 - ((tube * logits.sigmoid()).sum() + epsilon) / (tube.sum() + epsilon)
 
 
@@ -220,7 +215,7 @@ def skeleton_tube(targets: Tensor) -> Tensor:
     return torch.from_numpy(tubes)[:, None].to(targets) * targets  # [N, 1, H, W]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Truth:
     """What predictions are compared with; the parts that the weights ask for, else None."""
 
@@ -230,8 +225,10 @@ class _Truth:
 
     @classmethod
     def of(cls, targets: Tensor, weights: LossWeights) -> "_Truth":
-        skeleton = _skeleton_of_truth(targets, SKELETON_ITERATIONS) if weights.cldice else None
-        return cls(targets, skeleton, skeleton_tube(targets) if weights.skeleton_recall else None)
+        with torch.no_grad():
+            skeleton = soft_skeleton(targets) if weights.cldice else None
+            tube = skeleton_tube(targets) if weights.skeleton_recall else None
+        return cls(targets, skeleton, tube)
 
 
 def segmentation_loss(logits: Tensor, targets: Tensor, weights: LossWeights) -> Tensor:
@@ -266,14 +263,13 @@ def segmentation_losses(predictions: Sequence[Tensor], targets: Tensor, weights:
 
 
 def _weighted_mean(logits: Tensor, truth: _Truth, weights: LossWeights) -> Tensor:
-    logits, targets, epsilon = logits.float(), truth.targets, 1.0
+    logits, targets = logits.float(), truth.targets
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets)
     total = weights.bce * cross_entropy + weights.dice * soft_dice_loss(logits, targets)
     if truth.skeleton is not None:
-        cldice = _cldice_loss(logits, targets, truth.skeleton, SKELETON_ITERATIONS, epsilon)
-        total = total + weights.cldice * cldice
+        total = total + weights.cldice * soft_cldice_loss(logits, targets, truth.skeleton)
     if truth.tube is not None:
-        total = total + weights.skeleton_recall * _tube_recall_loss(logits, truth.tube, epsilon)
+        total = total + weights.skeleton_recall * skeleton_recall_loss(logits, truth.tube)
     return total / (weights.bce + weights.dice + weights.cldice + weights.skeleton_recall)
 
 

@@ -290,9 +290,10 @@ class _EpochTrainer:
             for group in self.state.optimizer.param_groups:
                 group["lr"] = epoch.phase.rate(step, epoch.phase.epochs * steps)
             losses = self._step(images.to(self.execution.device), targets.to(self.execution.device))
-            for loss in losses:
+            for level, loss in enumerate(losses):
                 if not math.isfinite(loss):
-                    raise _diverged(f"the loss became {loss}", epoch, self.state)
+                    whose = f"the loss of side head {level}" if level else "the loss"
+                    raise _diverged(f"{whose} became {loss}", epoch, self.state)
             total += losses[0] * len(images)
             shown += len(images)
         return total / shown

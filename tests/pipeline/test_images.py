@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -102,16 +103,29 @@ def test_gzip_is_unpacked(tmp_path, colour):
     assert np.array_equal(read_rgb(tmp_path / "a.ppm.gz"), colour)
 
 
-def test_gzip_is_unpacked_no_further_than_an_image_can_reach(tmp_path, colour, monkeypatch):
+def test_gzip_is_unpacked_no_further_than_allowed(tmp_path, colour, monkeypatch):
     plain = io.BytesIO()
     Image.fromarray(colour).save(plain, "PPM")
-    size = len(plain.getvalue())
-    (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(plain.getvalue()))
-    (tmp_path / "bomb.ppm.gz").write_bytes(gzip.compress(plain.getvalue() + b"0"))
-    monkeypatch.setattr(images, "_MOST_BYTES", size)
+    content = plain.getvalue()
+    (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(content))
+    bomb = gzip.compress(content + bytes(20_000_000))
+    (tmp_path / "bomb.ppm.gz").write_bytes(bomb[:-8] + b"no sum..")  # which only a reader to the end finds
+    monkeypatch.setattr(images, "_MOST_UNPACKED", len(content))
     assert np.array_equal(read_rgb(tmp_path / "a.ppm.gz"), colour)
-    with pytest.raises(UserError, match=r"bomb\.ppm\.gz: more than .* when unpacked"):
+    with pytest.raises(UserError, match=r"bomb\.ppm\.gz: gzip that unpacks to more than"):
         read_rgb(tmp_path / "bomb.ppm.gz")
+
+
+def test_a_small_gzip_takes_little_memory(tmp_path, colour):
+    plain = io.BytesIO()
+    Image.fromarray(colour).save(plain, "PPM")
+    (tmp_path / "a.ppm.gz").write_bytes(gzip.compress(plain.getvalue()))
+    tracemalloc.start()
+    try:
+        read_rgb(tmp_path / "a.ppm.gz")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "MPO", "GIF", "BMP", "PPM"])

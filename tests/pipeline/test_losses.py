@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
-from skimage.morphology import skeletonize
 from torch.nn import functional as F
 
 from pipeline import losses as losses_module
@@ -74,8 +73,8 @@ def test_terms_on_centrelines_enter_with_their_weights() -> None:
     expected = (
         F.binary_cross_entropy_with_logits(logits, targets)
         + 2 * soft_dice_loss(logits, targets)
-        + 3 * soft_cldice_loss(logits, targets)
-        + 4 * skeleton_recall_loss(logits, targets)
+        + 3 * soft_cldice_loss(logits, targets, soft_skeleton(targets))
+        + 4 * skeleton_recall_loss(logits, skeleton_tube(targets))
     ) / 10
     assert segmentation_loss(logits, targets, weights).item() == pytest.approx(expected.item())
 
@@ -113,7 +112,9 @@ def test_cldice_is_that_of_the_equations() -> None:
     precision = ((skeleton_p * t).sum() + 1) / (skeleton_p.sum() + 1)
     sensitivity = ((skeleton_t * p).sum() + 1) / (skeleton_t.sum() + 1)
     expected = 1 - 2 * precision * sensitivity / (precision + sensitivity)
-    assert soft_cldice_loss(logits, targets).item() == pytest.approx(expected, abs=1e-12)
+    assert soft_cldice_loss(logits, targets, soft_skeleton(targets)).item() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_cldice_of_a_broken_line_by_hand() -> None:
@@ -121,7 +122,7 @@ def test_cldice_of_a_broken_line_by_hand() -> None:
     line[..., 4, :] = 1
     broken = line.clone()
     broken[..., 4, 15:] = 0  # Tprec = 1, Tsens = ¾
-    loss = soft_cldice_loss(80 * (2 * broken - 1), line, epsilon=0).item()
+    loss = soft_cldice_loss(80 * (2 * broken - 1), line, soft_skeleton(line), epsilon=0).item()
     assert loss == pytest.approx(1 - 2 * 0.75 / 1.75)
 
 
@@ -156,11 +157,11 @@ def test_skeleton_recall_by_hand() -> None:
     tube = skeleton_tube(targets)
     assert torch.equal(tube[0, 0, :, 7], torch.tensor([0.0] * 5 + [1.0] * 5 + [0.0] * 5))
     # a prediction of the tube alone is perfect; of its upper two rows it is 2/5 in every column
-    assert skeleton_recall_loss(80 * (2 * tube - 1), targets).item() == pytest.approx(0, abs=1e-6)
+    assert skeleton_recall_loss(80 * (2 * tube - 1), tube).item() == pytest.approx(0, abs=1e-6)
     upper = tube.clone()
     upper[..., 7:, :] = 0
     share = (upper.sum() / tube.sum()).item()
-    loss = skeleton_recall_loss(80 * (2 * upper - 1), targets, epsilon=0).item()
+    loss = skeleton_recall_loss(80 * (2 * upper - 1), tube, epsilon=0).item()
     assert loss == pytest.approx(1 - share)
 
 
@@ -235,15 +236,24 @@ def test_every_prediction_has_its_own_loss_and_the_truth_is_thinned_once(
     generator = torch.Generator().manual_seed(1)
     predictions = [torch.randn(2, 1, 24, 24, generator=generator) for _ in range(3)]
     singly = torch.stack([segmentation_loss(z, targets, weights) for z in predictions])
-    thinned = []
+    calls: list[str] = []
 
-    def counted(image: np.ndarray) -> np.ndarray:
-        thinned.append(image)
-        return skeletonize(image)
+    def counted(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        original = getattr(losses_module, name)
 
-    monkeypatch.setattr(losses_module, "skeletonize", counted)
+        def count(*args: torch.Tensor) -> torch.Tensor:
+            calls.append(name)
+            return original(*args)
+
+        return count
+
+    for name in ("soft_skeleton", "skeleton_tube"):
+        monkeypatch.setattr(losses_module, name, counted(name))
     assert torch.equal(segmentation_losses(predictions, targets, weights), singly)
-    assert len(thinned) == len(targets)
+    assert sorted(calls) == ["skeleton_tube"] + ["soft_skeleton"] * (1 + len(predictions))
+    calls.clear()
+    segmentation_losses(predictions, targets, LossWeights())
+    assert not calls
 
 
 def test_one_prediction_costs_the_same_bits_with_deep_supervision() -> None:

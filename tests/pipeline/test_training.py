@@ -106,6 +106,21 @@ def test_deep_supervision_begins_with_the_same_weights_and_notes_the_networks_ow
     assert not same(plain, deep)
 
 
+def test_what_is_learnt_from_is_the_loss_of_deep_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = PARAMS.model_copy(update={"deep_supervision": True})
+    one_step = [Phase("only", TRAIN[:1], 1, 1e-2, True)]
+    weighted = train(one_step, params)
+    for name, loss, equal in (
+        ("by hand", lambda x: (4 * x[0] + 2 * x[1] + x[2]) / 7, True),
+        ("unweighted", lambda x: x.mean(), False),
+    ):
+        monkeypatch.setattr(training, "deep_supervision_loss", loss)
+        weights = zip(
+            train(one_step, params).network.parameters(), weighted.network.parameters(), strict=True
+        )
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in weights) == equal, name
+
+
 def test_phases_run_in_order_with_their_own_frames_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[str, bool]] = []
     original = training.make_example
@@ -374,6 +389,17 @@ def test_the_rate_of_the_failing_step_is_named(monkeypatch: pytest.MonkeyPatch) 
     # Two epochs of three steps: the fifth is 4/6 down the cosine, 0.02 (1 + cos(2π/3)) / 2 = 0.005.
     with pytest.raises(UserError, match=r"epoch 2 \(phase falling, learning rate 0.005\)"):
         train([Phase("falling", TRAIN, 2, 0.02, True, final_learning_rate=0.0)])
+
+
+def test_a_side_heads_loss_that_is_no_number_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = training.segmentation_losses
+
+    def broken_second(*args: object) -> torch.Tensor:
+        return original(*args) * torch.tensor([1, math.nan, 1])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "segmentation_losses", broken_second)
+    with pytest.raises(UserError, match="loss of side head 1 became nan in epoch 1"):
+        train(params=PARAMS.model_copy(update={"deep_supervision": True}))
 
 
 def test_warm_ups_as_long_as_their_phases_are_all_refused() -> None:

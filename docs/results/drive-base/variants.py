@@ -6,7 +6,7 @@
 
 Run in the project's root folder with DRIVE in data/raw/drive; a training takes about 12 minutes on one
 thread (`longer-…`: half an hour). The control is presets/drive-cpu.yaml without deep supervision and
-skeleton recall, as it was when the variants were tried. Trainings last 40 epochs (full frames: 50,
+skeleton recall; its other keys are those that the preset has now. Trainings last 40 epochs (full frames: 50,
 `longer-…`: 100), and have six validation images instead of two, on which the epoch is chosen and threshold
 and hysteresis are fitted. Each seed has its own six. No test image is scored. A training that was
 interrupted goes on where it was, also with changed code or another number of threads: begin anew then,
@@ -269,7 +269,7 @@ def train(name: str, out: Path, seed: int, raw: Path, threads: int) -> None:
     "--raw", default=Path("data/raw/drive"), show_default=True, type=click.Path(exists=True, path_type=Path)
 )
 def ema(out: Path, raw: Path) -> None:
-    """Compare the averaged weights with the weights themselves, of the controls' last checkpoints."""
+    """Compare averaged weights with the weights themselves, in the last checkpoints of `control`."""
     lines = ["| seed, epoch | AUC, averaged | itself | F1, averaged | itself |", "|---|---|---|---|---|"]
     for path in sorted(out.glob("control-*/checkpoint/training.safetensors")):
         seed = int(path.parts[-3].removeprefix("control-"))
@@ -294,10 +294,15 @@ def ema(out: Path, raw: Path) -> None:
 @click.argument("out", required=False, type=click.Path(exists=True, path_type=Path))
 def table(out: Path | None) -> None:
     """Keep the figures in OUT beside this file, and write variants.md of all that are kept."""
+    found = {path.stem: path.read_bytes() for path in KEPT.glob("*.json")}
+    found |= {path.parent.name: path.read_bytes() for path in (out.glob("*/figures.json") if out else ())}
+    records = [json.loads(content) for _, content in sorted(found.items())]
+    missing = {f"{VARIANTS[r['variant']].control}-{r['seed']}" for r in records} - found.keys()
+    if missing:
+        raise click.ClickException(f"no figures of {', '.join(sorted(missing))}, which others compare with")
     KEPT.mkdir(exist_ok=True)
-    for path in sorted(out.glob("*/figures.json")) if out else ():
-        (KEPT / f"{path.parent.name}.json").write_bytes(path.read_bytes())
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
+    for name, content in found.items():
+        (KEPT / f"{name}.json").write_bytes(content)
     rows = pd.DataFrame([{"variant": r["variant"], "seed": r["seed"]} | r["figures"] for r in records])
     wide = rows.set_index(["variant", "seed"])[list(FIGURES)].sort_index()
     head = ["| |" + "|".join(f" {name} " for name in FIGURES) + "|", "|---" * (len(FIGURES) + 1) + "|"]
@@ -319,7 +324,7 @@ def table(out: Path | None) -> None:
                 for figure, digits in FIGURES.items()
             ]
         lines.append(_row(f"{name} (seeds {seeds})", cells))
-    notes = [f"- {name}: {variant.note}" for name, variant in VARIANTS.items()]
+    notes = [f"- {name}: {variant.note}" for name, variant in VARIANTS.items() if name in wide.index]
     title = "The controls' figures, and what a variant adds to those of the same seed, seed by seed:"
     text = "\n".join([title, "", *head, *lines, "", *notes, ""])
     (HERE / "variants.md").write_text(text, encoding="utf-8")
