@@ -98,7 +98,7 @@ class Variant:
         params: of the section `segmenter`, instead of the preset's.
         network: instead of the preset's.
         epochs: to train for.
-        control: what it is compared with.
+        control: what it is compared with; a control is compared with nothing, and named itself.
     """
 
     note: str
@@ -129,7 +129,9 @@ VARIANTS = {
         {"crop": None, "examples_per_frame": 1, "batch_size": 1},
         epochs=50,  # 40 · 16 · 160² / (584 · 565)
     ),
-    "longer-control": Variant(f"cross-entropy and Dice, {LONGER} epochs", epochs=LONGER),
+    "longer-control": Variant(
+        f"cross-entropy and Dice, {LONGER} epochs", epochs=LONGER, control="longer-control"
+    ),
     "longer-deep-skeleton": Variant(
         f"deep supervision and skeleton recall at half the weight, {LONGER} epochs",
         DEEP_SKELETON,
