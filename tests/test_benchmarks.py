@@ -138,3 +138,12 @@ def test_the_unit_is_the_work_it_describes() -> None:
         "pointwise": 1,
     }
     assert calibration.take() == {}
+
+
+def test_waiting_for_data_is_measured() -> None:
+    process = run("segmenter_loading.py", "--epochs", "2", "--frames", "1", "--size", "192", "--json")
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert found["steps"] == 2 * 4  # 16 crops of one frame, 4 a step
+    assert 0 <= found["median_wait_s"] <= found["longest_wait_s"] < found["step_s"] * found["steps"]
+    assert 0 < found["share_of_waiting"] < 1
