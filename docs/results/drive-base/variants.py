@@ -3,6 +3,7 @@
     python docs/results/drive-base/variants.py train control OUT --seed 0  # and other variants, other seeds
     python docs/results/drive-base/variants.py table OUT  # keeps the figures beside this, writes variants.md
     python docs/results/drive-base/variants.py ema OUT    # averaged weights against the weights themselves
+    python docs/results/drive-base/variants.py views OUT  # one view against averages over four and eight
 
 Run in the project's root folder with DRIVE in data/raw/drive; a training takes about 12 minutes on one
 thread (`longer-…`: half an hour). The control is presets/drive-cpu.yaml without deep supervision and
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import click
@@ -26,7 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline import training
@@ -35,7 +36,7 @@ from pipeline.binarise import Binarisation
 from pipeline.binarise_fit import LabelledMap, tabulate
 from pipeline.checks import read_item
 from pipeline.errors import Problems, UserError
-from pipeline.frames import Statistics, native_probability, predict_logits
+from pipeline.frames import Statistics, Views, native_probability, predict_logits
 from pipeline.losses import LossWeights, segmentation_losses
 from pipeline.metrics.ranking import roc_auc
 from pipeline.models.registry import Architecture, build_model
@@ -179,12 +180,12 @@ def split_frames(raw: Path, seed: int) -> tuple[list[TrainingFrame], list[Valida
 
 
 def predict(
-    network: nn.Module, frames: list[ValidationFrame], statistics: Statistics
+    network: nn.Module, frames: list[ValidationFrame], statistics: Statistics, views: Views = "dihedral"
 ) -> tuple[list[LabelledMap], float]:
-    """Predict validation images as averages of eight views; the maps and their AUC."""
+    """Predict validation images; the maps and their AUC."""
     maps = []
     for frame in frames:
-        logits = predict_logits(network, frame.working.image, statistics, views="dihedral")
+        logits = predict_logits(network, frame.working.image, statistics, views=views)
         maps.append(LabelledMap(native_probability(logits, *frame.vessels.shape), frame.vessels, frame.fov))
     scores = np.concatenate([found.probability[found.region] for found in maps])
     labels = np.concatenate([found.vessels[found.region] for found in maps])
@@ -289,6 +290,28 @@ def ema(out: Path, raw: Path) -> None:
             aucs.append(f"{auc:.4f}")
             f1s.append(f"{tabulate(maps, PLAIN)['f1'].max():.4f}")
         lines.append(_row(f"{seed}, {epoch}", [*aucs, *f1s]))
+    click.echo("\n".join(lines))
+
+
+@main.command()
+@click.argument("out", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--raw", default=Path("data/raw/drive"), show_default=True, type=click.Path(exists=True, path_type=Path)
+)
+def views(out: Path, raw: Path) -> None:
+    """Compare one view with averages over four and eight, by the controls' weights."""
+    lines = ["| | views | AUC | F1 | clDice | recall, thin | parts a mask |", "|" + "---|" * 7]
+    for path in sorted(out.glob("*control-*/weights.safetensors")):
+        frames, validation = split_frames(raw, int(path.parent.name.rpartition("-")[2]))
+        statistics = input_statistics(frames)
+        network = build_model(SegmenterParams.model_validate(read_yaml(PRESET)["segmenter"]).architecture)
+        network.load_state_dict(load_file(path))
+        for kind in get_args(Views):
+            maps, auc = predict(network.eval(), validation, statistics, kind)
+            table = tabulate(maps, PLAIN)
+            best = table.iloc[int(table["f1"].argmax())]
+            figures = [f"{auc:.4f}", f"{best.f1:.4f}", f"{best.cldice:.3f}", f"{best.thin_recall:.3f}"]
+            lines.append(_row(path.parent.name, [kind, *figures, f"{best.components:.0f}"]))
     click.echo("\n".join(lines))
 
 
