@@ -2,14 +2,21 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+
+from pipeline.cli import main as cli
+from pipeline.images import write_probability
+from pipeline.labelled_data import open_labelled
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = ["--resolution", "16", "--fmaps", "0.008", "--channel-max", "8", "--w-dim", "16", "--batch", "4"]
@@ -147,3 +154,22 @@ def test_waiting_for_data_is_measured() -> None:
     assert found["steps"] == 2 * 4  # 16 crops of one frame, 4 a step
     assert 0 <= found["median_wait_s"] <= found["longest_wait_s"] < found["step_s"] * found["steps"]
     assert 0 < found["share_of_waiting"] < 1
+
+
+def test_scoring_is_timed(tmp_path: Path) -> None:
+    data, evaluation = tmp_path / "data", tmp_path / "evaluation"
+    drawn = CliRunner().invoke(
+        cli, ["phantoms", "-o", str(data), "--count", "2", "--size", "64", "--processes", "1"]
+    )
+    assert drawn.exit_code == 0, drawn.output
+    (evaluation / "predictions").mkdir(parents=True)
+    with open_labelled("phantom", data) as labelled:
+        for sample in labelled.samples:
+            vessels = sample.load().vessels
+            assert vessels is not None
+            write_probability(evaluation / "predictions" / f"{sample.id}.png", np.float32(0.9) * vessels)
+    settings = {"threshold": 0.5, "binarisation": None, "bootstrap_samples": 100, "seed": 0}
+    (evaluation / "evaluation.json").write_text(json.dumps(settings), encoding="utf-8")
+    process = run("scoring.py", str(evaluation), "--dataset", "phantom", "--data", str(data))
+    assert process.returncode == 0, process.stderr
+    assert re.search(r": 2 images, \d+ intervals, \d+\.\d s of the clock", process.stdout)
