@@ -22,8 +22,8 @@ import cv2
 import torch
 
 from pipeline.binarise import Binarisation
+from pipeline.commands.evaluate import DATASETS
 from pipeline.labelled_data import open_labelled
-from pipeline.readers.registry import READERS
 from pipeline.scoring import Draws, score_predictions
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("evaluation", type=Path)
-    parser.add_argument("--dataset", required=True, choices=[*READERS, "phantom", "prepared"])
+    parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -174,9 +174,9 @@ def ranked_images(folder: Path, region: str = "fov") -> pd.DataFrame:
 
 
 def shown_images(folder: Path) -> pd.DataFrame:
-    """The best image, the lower of the two in the middle, and the worst."""
+    """The best image, the better of the two in the middle, and the worst."""
     ranked = ranked_images(folder)
-    return ranked.iloc[[0, len(ranked) // 2, len(ranked) - 1]]
+    return ranked.iloc[[0, (len(ranked) - 1) // 2, len(ranked) - 1]]
 
 
 def images_table(evaluations: tuple[Path, ...]) -> str:
