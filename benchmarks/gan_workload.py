@@ -6,13 +6,11 @@ Prints its measurements as JSON.
 import copy
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import stylegan2  # noqa: F401  (sets how OpenMP's threads wait, before torch is loaded)
@@ -20,6 +18,7 @@ import stylegan2  # noqa: F401  (sets how OpenMP's threads wait, before torch is
 # isort: split
 import torch
 from calibration import calibrate, unit_seconds
+from memory import peak_rss_bytes
 
 from stylegan2.augment import AugmentPipe
 from stylegan2.ema import ema_beta, update_average
@@ -210,16 +209,6 @@ def measure_memory(config: Config) -> dict[str, Any]:
         for phase in workload.phases.values():
             phase()
     return {"peak_rss_gb": peak_rss_bytes() / 1e9}
-
-
-def peak_rss_bytes() -> int:
-    """Most memory that this process ever had resident."""
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike ru_maxrss, this does not begin at the size of the parent process
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> None:

@@ -15,8 +15,11 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.cli import main as cli
+from pipeline.frames import Statistics
 from pipeline.images import write_probability
 from pipeline.labelled_data import open_labelled
+from pipeline.model_folder import ModelConfig, save_model
+from pipeline.models.registry import Architecture, build_model
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = ["--resolution", "16", "--fmaps", "0.008", "--channel-max", "8", "--w-dim", "16", "--batch", "4"]
@@ -173,3 +176,40 @@ def test_scoring_is_timed(tmp_path: Path) -> None:
     process = run("scoring.py", str(evaluation), "--dataset", "phantom", "--data", str(data))
     assert process.returncode == 0, process.stderr
     assert re.search(r": 2 images, \d+ intervals, \d+\.\d s of the clock", process.stdout)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    architecture = Architecture(base_width=2)
+    config = ModelConfig(
+        architecture=architecture,
+        resolution=128,  # which the benchmark leaves aside
+        statistics=Statistics(mean=(0.5, 0.3, 0.2), std=(0.2, 0.2, 0.2)),
+        threshold=0.5,
+        params={},
+        versions={},
+        git_commit=None,
+        data_sha256="0",
+    )
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", build_model(architecture), config)
+    return tmp_path / "model"
+
+
+def test_tiles_are_measured_and_compared_with_the_whole(model: Path) -> None:
+    process = run("tiled_prediction.py", str(model), "--side", "512", "--tiles", "416", "512", "--json")
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert {way: row["tiles"] for way, row in found.items()} == {"0": 1, "416": 4, "512": 1}
+    assert "largest_difference" not in found["0"]
+    assert 0 < found["416"]["largest_difference"] < 1e-5  # other sums, so not the whole image once more
+    assert found["512"]["largest_difference"] == 0  # which this is
+    assert all(row["loaded_gb"] < row["peak_gb"] < 2 for row in found.values())
+    assert all(row["clock_s"] > 0 and row["processor_s"] > 0 for row in found.values())
+
+
+@pytest.mark.parametrize("arguments", [["--side", "8"], ["--threads", "0"], ["--tiles", "17"]])
+def test_a_tile_that_cannot_be_ends_in_a_message(model: Path, arguments: list[str]) -> None:
+    process = run("tiled_prediction.py", str(model), *arguments)
+    assert process.returncode == 2
+    assert "error: " in process.stderr and "Traceback" not in process.stderr
