@@ -43,7 +43,7 @@ def predict(model: Path, image: Path, tile: int, threads: int, out: Path) -> dic
     """Predict, as the only work of this process; probabilities and mask go to `out`.
 
     Returns:
-        count of tiles; GB with image and model loaded, and at most; seconds by the clock and of the processor.
+        Count of tiles; GB with image and model loaded, and at most; seconds of the clock and the processor.
     """
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)

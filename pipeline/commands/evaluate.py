@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from pipeline.commands.parameters import (
+    describe_masks,
     device_option,
     gathering,
     model_option,
@@ -330,6 +331,8 @@ def _few_images(images: int) -> list[str]:
 def _report(
     scores: "Scores", request: Request, labelled: "LabelledData", provenance: "Provenance"
 ) -> list[str]:
+    evaluation = scores.evaluation
+    masks = describe_masks(evaluation.threshold, evaluation.binarisation, is_own=request.threshold is None)
     count = _count(len(labelled.samples), "image")
     left_out = f"; {labelled.unlabelled} without label left out" if labelled.unlabelled else ""
     field = "as the dataset gives it"
@@ -337,7 +340,7 @@ def _report(
         field = f"estimated for {_count(labelled.estimated, 'image')}, for which the dataset has no mask"
     return [
         f"Images         {count} of {request.data} ({request.dataset}, split {labelled.split}){left_out}",
-        f"Model          {request.model}, {_masks(scores, request)}, views {request.views}",
+        f"Model          {request.model}, {masks}, views {request.views}",
         f"Trained on     {_training_data(provenance, labelled)}",
         f"Field of view  {field}",
         "",
@@ -351,20 +354,6 @@ def _report(
         ),
         f"Results in {request.output}",
     ]
-
-
-def _masks(scores: "Scores", request: Request) -> str:
-    """Say how masks were made from probabilities."""
-    evaluation = scores.evaluation
-    text = f"threshold {evaluation.threshold:g}"
-    if evaluation.binarisation is not None:
-        text = f"threshold {evaluation.binarisation.threshold:g}"
-        if evaluation.binarisation.hysteresis_low is not None:
-            text += f" with hysteresis down to {evaluation.binarisation.hysteresis_low:g}"
-        if evaluation.binarisation.min_size > 1:
-            text += f", parts of {evaluation.binarisation.min_size} pixels or more"
-    own = "the model's own" if request.threshold is None else "as given"
-    return f"{text} ({own})"
 
 
 def _training_data(provenance: "Provenance", labelled: "LabelledData") -> str:

@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.errors import Problems, UserError
+
+if TYPE_CHECKING:
+    from pipeline.binarise import Binarisation
 
 Command = Callable[..., None]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -110,6 +113,24 @@ def views_warning(asked: str | None, own: str, threshold: float | None) -> list[
         f"the model's way to make masks was fitted to views {own}, and is used with views {asked}, whose "
         f"probabilities are spread otherwise: leave out --views, or train with segmenter.views: {asked}"
     ]
+
+
+def describe_masks(threshold: float, binarisation: "Binarisation | None", *, is_own: bool) -> str:
+    """Say in words how masks were made from probabilities.
+
+    Args:
+        threshold: probability from which on a pixel is vessel, where there is no binarisation.
+        binarisation: the model's, if it was used.
+        is_own: whether this is the model's own way, and not --threshold.
+    """
+    text = f"threshold {threshold:g}"
+    if binarisation is not None:
+        text = f"threshold {binarisation.threshold:g}"
+        if binarisation.hysteresis_low is not None:
+            text += f" with hysteresis down to {binarisation.hysteresis_low:g}"
+        if binarisation.min_size > 1:
+            text += f", parts of {binarisation.min_size} pixels or more"
+    return text + (" (the model's own)" if is_own else " (as given)")
 
 
 def unwritable(error: OSError, output: Path) -> str:

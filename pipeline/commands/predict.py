@@ -8,6 +8,7 @@ import click
 from tqdm import tqdm
 
 from pipeline.commands.parameters import (
+    describe_masks,
     device_option,
     model_option,
     overwrite_option,
@@ -105,9 +106,10 @@ def _predict(
             write_png(_result(output, file, "overlay"), prediction_overlay(image, mask))
     except OSError as error:
         raise UserError(unwritable(error, output)) from error
-    click.echo(
-        f"{len(files)} image{'s' if len(files) > 1 else ''} segmented into {output} (threshold {cut:g})"
-    )
+    binarisation = predictor.binarisation if threshold is None else None
+    masks = describe_masks(cut, binarisation, is_own=threshold is None)
+    count = f"{len(files)} image{'s' if len(files) > 1 else ''}"
+    click.echo(f"{count} segmented into {output} by {model}, {masks}")
 
 
 def _result(output: Path, file: Path, kind: str) -> Path:

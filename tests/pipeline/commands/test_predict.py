@@ -239,8 +239,14 @@ def test_masks_are_made_the_models_way_unless_a_threshold_is_given(
 ) -> None:
     monkeypatch.setattr(Halves, "binarisation", Binarisation(threshold=0.5, min_size=10**6))
     image = write_image(tmp_path / "a.png")
-    for name, extra, brightest in (("own", [], 0), ("cut", ["--threshold", "0.5"], 255)):
-        assert predict(image, "-o", tmp_path / name, *extra).exit_code == 0
+    ways = (
+        ("own", [], 0, "threshold 0.5, parts of 1000000 pixels or more (the model's own)"),
+        ("cut", ["--threshold", "0.5"], 255, "threshold 0.5 (as given)"),
+    )
+    for name, extra, brightest, said in ways:
+        result = predict(image, "-o", tmp_path / name, *extra)
+        assert result.exit_code == 0
+        assert f"1 image segmented into {tmp_path / name} by models/ensemble, {said}" in result.output
         assert np.array(Image.open(tmp_path / name / "a_mask.png")).max() == brightest
 
 
