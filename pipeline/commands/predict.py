@@ -108,8 +108,8 @@ def _predict(
         raise UserError(unwritable(error, output)) from error
     binarisation = predictor.binarisation if threshold is None else None
     masks = describe_masks(cut, binarisation, is_own=threshold is None)
-    count = f"{len(files)} image{'s' if len(files) > 1 else ''}"
-    click.echo(f"{count} segmented into {output} by {model}, {masks}")
+    images = f"{len(files)} image{'s' if len(files) > 1 else ''}"
+    click.echo(f"{images} segmented into {output} by {model}, {masks}")
 
 
 def _result(output: Path, file: Path, kind: str) -> Path:
