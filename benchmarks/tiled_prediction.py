@@ -114,7 +114,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(found))
         return
-    print(f"{date.today()}, {platform.machine()}, {args.side} × {args.side} pixels, {args.threads} threads\n")
+    print(f"{date.today()}, {platform.machine()}, {args.side} × {args.side} px, threads: {args.threads}\n")
     print("| | tiles | loaded, GB | peak, GB | clock s | processor s | largest difference | mask pixels |")
     print("|---|---|---|---|---|---|---|---|")
     for tile, row in found.items():

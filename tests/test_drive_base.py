@@ -1,0 +1,133 @@
+"""The page on DRIVE: its tables follow from the kept figures, and every variant can be trained."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline.images import write_probability
+from pipeline.segmenter_params import SegmenterParams
+from stages.params_file import read_yaml
+from stages.train_base import Params
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/results/drive-base"
+SEEDS = ("seed-0", "seed-1", "seed-2")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"drive_base_{name}", PAGE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def summary() -> ModuleType:
+    return load("summary")
+
+
+@pytest.fixture(scope="module")
+def variants() -> ModuleType:
+    return load("variants")
+
+
+@pytest.fixture
+def evaluations(tmp_path: Path, summary: ModuleType) -> list[Path]:
+    """The kept evaluations, the first with invented maps, as the real ones are too large to keep."""
+    folders = []
+    for seed in SEEDS:
+        folder = tmp_path / seed
+        folder.mkdir()
+        for path in (PAGE / "figures" / seed).iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        folders.append(folder)
+    (folders[0] / "predictions").mkdir()
+    for name, probability in zip(summary.shown_images(folders[0])["id"], (0.1, 0.5, 0.9), strict=True):
+        write_probability(
+            folders[0] / "predictions" / f"{name}.png", np.full((584, 565), probability, np.float32)
+        )
+    return folders
+
+
+def tables(text: str) -> list[str]:
+    """All tables but those that need mlscorecheck."""
+    return [table for table in text.strip().split("\n\n") if "mlscorecheck" not in table]
+
+
+def test_the_tables_follow_from_the_kept_figures(
+    tmp_path: Path, summary: ModuleType, evaluations: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "consistency", lambda folder: f"| mlscorecheck, {folder.name} |")
+    out = tmp_path / "out"
+    result = CliRunner().invoke(summary.main, [*map(str, evaluations), "--into", str(out)])
+    assert result.exit_code == 0, result.output
+    assert tables((out / "tables.md").read_text()) == tables((PAGE / "tables.md").read_text())
+    assert sorted(path.name for path in (out / "figures").iterdir()) == list(SEEDS)
+
+
+def test_the_pages_rows_are_those_of_the_tables(summary: ModuleType) -> None:
+    page = (PAGE / "README.md").read_text(encoding="utf-8")
+    for file, region in (("metrics.json", "field of view"), ("full_frame.json", "full frame")):
+        rows = []
+        for seed in SEEDS:
+            pooled = summary.load(PAGE / "figures" / seed, file)["pooled"]
+            names = ("f1", "auc", "sensitivity", "specificity", "accuracy")
+            rows.append([pooled[name] for name in names])
+            (row,) = re.findall(
+                rf"^\| ours, {seed.replace('-', ' ')} \| {region} \| (.*) \|$", page, flags=re.MULTILINE
+            )
+            assert [cell.split(" ")[0] for cell in row.split(" | ")] == [f"{v:.4f}" for v in rows[-1]]
+        mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
+        (row,) = re.findall(
+            rf"^\| \*\*ours, mean ± sd\*\* \| {region} \| (.*) \|$", page, flags=re.MULTILINE
+        )
+        cells = row.replace("*", "").split(" | ")
+        assert cells == [f"{m:.4f} ± {s:.4f}" for m, s in zip(mean, spread, strict=True)]
+        assert cells[0] in page.split("|")[0] and cells[1] in page.split("|")[0]  # the headline
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [("split", "all", "split: 'all'"), ("threshold_is_the_models_own", False, "threshold_is_the_models_own")],
+)
+def test_other_images_and_thresholds_are_refused(
+    summary: ModuleType, evaluations: list[Path], key: str, value: object, named: str
+) -> None:
+    path = evaluations[1] / "evaluation.json"
+    text = path.read_text(encoding="utf-8")
+    old = '"test"' if key == "split" else "true"
+    new = f'"{value}"' if key == "split" else "false"
+    assert f'"{key}": {old}' in text
+    path.write_text(text.replace(f'"{key}": {old}', f'"{key}": {new}'), encoding="utf-8")
+    result = CliRunner().invoke(summary.main, [*map(str, evaluations), "--into", str(path.parent / "out")])
+    assert result.exit_code == 2 and named in result.output
+    assert not (path.parent / "out" / "tables.md").exists()
+
+
+def test_every_variant_is_a_valid_training(variants: ModuleType) -> None:
+    preset = read_yaml(variants.PRESET)
+    for name, variant in variants.VARIANTS.items():
+        section = preset["segmenter"] | variants.CONTROL | variant.params
+        params = SegmenterParams.model_validate(section)
+        Params.model_validate(preset["train_base"] | {"epochs": variant.epochs})
+        assert variants.VARIANTS[variant.control].control == variant.control, name
+        if variant.network is not None:
+            assert variant.network(params.architecture) is not None
+
+
+def test_equal_steps_are_equal(variants: ModuleType) -> None:
+    preset = read_yaml(variants.PRESET)
+    counts = {}
+    for name in ("control", "full-frames-equal-steps"):
+        variant = variants.VARIANTS[name]
+        params = SegmenterParams.model_validate(preset["segmenter"] | variants.CONTROL | variant.params)
+        images = 20 - variants.VALIDATION_COUNT
+        counts[name] = variant.epochs * images * params.examples_per_frame / params.batch_size
+    assert counts["control"] == counts["full-frames-equal-steps"] == 2240
