@@ -85,9 +85,7 @@ def test_the_pages_rows_are_those_of_the_tables(summary: ModuleType) -> None:
             )
             assert [cell.split(" ")[0] for cell in row.split(" | ")] == [f"{v:.4f}" for v in rows[-1]]
         mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
-        (row,) = re.findall(
-            rf"^\| \*\*ours, mean ± sd\*\* \| {region} \| (.*) \|$", page, flags=re.MULTILINE
-        )
+        (row,) = re.findall(rf"^\| \*\*ours, mean ± sd\*\* \| {region} \| (.*) \|$", page, flags=re.MULTILINE)
         cells = row.replace("*", "").split(" | ")
         assert cells == [f"{m:.4f} ± {s:.4f}" for m, s in zip(mean, spread, strict=True)]
         assert cells[0] in page.split("|")[0] and cells[1] in page.split("|")[0]  # the headline
