@@ -144,6 +144,12 @@ VARIANTS = {
         epochs=LONGER,
         control="longer-control",
     ),
+    "longer-second-pass": Variant(
+        f"second network on image and first result, {LONGER} epochs",
+        network=TwoPasses,
+        epochs=LONGER,
+        control="longer-control",
+    ),
 }
 
 
