@@ -1,6 +1,5 @@
 """The benchmark runs, measures what it says, and compares only what can be compared."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -20,6 +19,7 @@ from pipeline.images import write_probability
 from pipeline.labelled_data import open_labelled
 from pipeline.model_folder import ModelConfig, save_model
 from pipeline.models.registry import Architecture, build_model
+from tests.scripts import load_script
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = ["--resolution", "16", "--fmaps", "0.008", "--channel-max", "8", "--w-dim", "16", "--batch", "4"]
@@ -27,11 +27,7 @@ TINY += ["--threads", "1", "--rounds", "1"]
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(BENCHMARKS / f"{name}.py")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

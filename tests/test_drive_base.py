@@ -1,8 +1,6 @@
 """The page on DRIVE: its tables follow from the kept figures, and every variant can be trained."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,28 +12,20 @@ from pipeline.images import write_probability
 from pipeline.segmenter_params import SegmenterParams
 from stages.params_file import read_yaml
 from stages.train_base import Params
+from tests.scripts import load_script
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/results/drive-base"
 SEEDS = ("seed-0", "seed-1", "seed-2")
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"drive_base_{name}", PAGE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def summary() -> ModuleType:
-    return load("summary")
+    return load_script(PAGE / "summary.py")
 
 
 @pytest.fixture(scope="module")
 def variants() -> ModuleType:
-    return load("variants")
+    return load_script(PAGE / "variants.py")
 
 
 def restored(kept: Path, into: Path, summary: ModuleType) -> list[Path]:

@@ -1,6 +1,5 @@
 """The segmenter's benchmark runs, and the plain way that it compares with is the same computation."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+from tests.scripts import load_script
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "segmenter_training.py"
 TINY = ["--size", "32", "--base-width", "2", "--rounds", "1"]
@@ -21,11 +22,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("segmenter_training", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_both_ways_are_timed_and_agree(module: ModuleType) -> None:
