@@ -30,8 +30,9 @@ repro: setup
 	dvc repro
 	@echo "Open report/index.html; see 'dvc metrics show'; commit dvc.lock metrics plots, then 'dvc metrics diff' compares (. $(VENV)/bin/activate first)."
 
+# A process for each core, up to four: the longest file takes half of what two processes take in all.
 test: setup
-	python -m pytest $(PYTEST_ARGS)
+	python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Everything in tests/stylegan2; tests of operations and networks run on CUDA tensors as well.
 test-gpu: setup

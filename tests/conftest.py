@@ -38,5 +38,12 @@ def _interruptible() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+def _threads() -> None:
+    """Share the cores out among the processes that pytest-xdist starts; two threads at most."""
+    cores = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, min(2, cores)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, the whole graph, so that no process ends long after others."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
