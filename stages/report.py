@@ -63,7 +63,7 @@ def _gan_history(gan: Path) -> pd.DataFrame:
     history = pd.read_csv(gan / "history.csv").drop(columns="tick")
     if not (gan / "kid.csv").is_file():
         return history
-    kid = pd.read_csv(gan / "kid.csv")[["kimg", "kid"]]
+    kid = pd.read_csv(gan / "kid.csv", dtype={"kimg": float})[["kimg", "kid"]]  # they may all be whole
     return history.merge(kid, how="outer", on="kimg").sort_values("kimg", ignore_index=True)
 
 

@@ -243,3 +243,12 @@ def test_broken_model_fails_before_anything_is_published(project):
     assert result.exit_code == 2
     assert "expected 'segmenter' or 'ensemble'" in result.output
     assert contents(project) == {}
+
+
+def test_kid_joins_the_history_though_its_counts_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text("tick,kimg,loss_G\n1,0.504,1.5\n2,1,2.5\n", encoding="utf-8")
+    (tmp_path / "kid.csv").write_text("kimg,kid,kid_lo,kid_hi\n0,5.5,5,6\n1,4.5,4,5\n", encoding="utf-8")
+    joined = stages.report._gan_history(tmp_path)
+    assert joined["kimg"].tolist() == [0, 0.504, 1]
+    assert joined["kid"].fillna(-1).tolist() == [5.5, -1, 4.5]
+    assert joined["loss_G"].fillna(-1).tolist() == [-1, 1.5, 2.5]
