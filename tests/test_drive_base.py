@@ -122,3 +122,10 @@ def test_equal_steps_are_equal(variants: ModuleType) -> None:
         images = 20 - variants.VALIDATION_COUNT
         counts[name] = variant.epochs * images * params.examples_per_frame / params.batch_size
     assert counts["control"] == counts["full-frames-equal-steps"] == 2240
+
+
+def test_the_cost_of_two_passes_is_measured(variants: ModuleType) -> None:
+    result = CliRunner().invoke(variants.main, ["cost", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    ratios = [float(ratio) for ratio in re.findall(r"step, ([\d.]+) times the control's", result.output)]
+    assert len(ratios) == 4 and ratios[0] == 1 and min(ratios) > 0

@@ -4,6 +4,7 @@
     python docs/results/drive-base/variants.py table OUT  # keeps the figures beside this, writes variants.md
     python docs/results/drive-base/variants.py ema OUT    # averaged weights against the weights themselves
     python docs/results/drive-base/variants.py views OUT  # one view against averages over four and eight
+    python docs/results/drive-base/variants.py cost       # a step of two passes against one of the control
 
 Run in the project's root folder with DRIVE in data/raw/drive; a training takes about 12 minutes on one
 thread (`longer-…`: half an hour). The control is presets/drive-cpu.yaml without deep supervision and
@@ -15,6 +16,7 @@ anew then, elsewhere.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -54,7 +56,9 @@ HERE = Path(__file__).parent
 KEPT = HERE / "variants"
 PRESET = HERE.parents[2] / "presets/drive-cpu.yaml"
 EPOCHS, LONGER, VALIDATION_COUNT = 40, 100, 6
-EQUAL_TIME = 157  # a step of the second pass takes 1.57 times the control's
+EQUAL_TIME = (
+    157  # a step of two passes takes about 1.55 times the control's, see `cost`; 1.57 was measured first
+)
 PLAIN = [Binarisation(threshold=cut) for cut in np.linspace(0.02, 0.98, 97)]
 FIGURES = {  # and their decimals
     "threshold": 2,
@@ -330,6 +334,39 @@ def views(out: Path, raw: Path) -> None:
             figures = [f"{auc:.4f}", f"{best.f1:.4f}", f"{best.cldice:.3f}", f"{best.thin_recall:.3f}"]
             lines.append(_row(path.parent.name, [kind, *figures, f"{best.components:.0f}"]))
     click.echo("\n".join(lines))
+
+
+@main.command()
+@click.option("--rounds", default=12, show_default=True, help="Steps of each, in turn, after two to warm up.")
+def cost(rounds: int) -> None:
+    """Time a training step of the control and of two passes of several widths, on one thread."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    preset = SegmenterParams.model_validate(read_yaml(PRESET)["segmenter"] | CONTROL)
+    networks = {"control": build_model(preset.architecture)} | {
+        f"two passes of {3 * width // 4} channels": TwoPasses(
+            Architecture(base_width=width, dropblock_keep=1)
+        )
+        for width in (11, 16, 22)
+    }
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(preset.batch_size, 3, preset.crop, preset.crop, generator=generator)
+    targets = (torch.rand(preset.batch_size, 1, preset.crop, preset.crop, generator=generator) < 0.1).float()
+    optimizers = {name: torch.optim.Adam(network.parameters()) for name, network in networks.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(2 + rounds):
+        for name, network in networks.items():
+            start = time.process_time()
+            predictions = network.train()(images).split(len(images))
+            losses = segmentation_losses(predictions, targets, preset.loss)
+            optimizers[name].zero_grad(set_to_none=True)
+            losses.mean().backward()
+            optimizers[name].step()
+            seconds[name].append(time.process_time() - start)
+    for name, all_seconds in seconds.items():
+        own = np.median(all_seconds[2:])
+        ratio = own / np.median(seconds["control"][2:])
+        click.echo(f"{name}: {own:.3f} s of processor time a step, {ratio:.2f} times the control's")
 
 
 @main.command()
