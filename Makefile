@@ -30,7 +30,7 @@ repro: setup
 	dvc repro
 	@echo "Open report/index.html; see 'dvc metrics show'; commit dvc.lock metrics plots, then 'dvc metrics diff' compares (. $(VENV)/bin/activate first)."
 
-# A process for each core, up to four: the longest file takes half of what two processes take in all.
+# A process for each core, four at most: more would wait for the file of the whole graph, the longest.
 test: setup
 	python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 

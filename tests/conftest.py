@@ -12,6 +12,8 @@ import stages  # noqa: F401 - settles OpenMP's waiting before torch loads it
 # isort: split
 import torch
 
+from pipeline.device import available_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -40,10 +42,11 @@ def _interruptible() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
     """Share the cores out among the processes that pytest-xdist starts; two threads at most."""
-    cores = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    cores = available_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, min(2, cores)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest, the whole graph, so that no process ends long after others."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    """Of several processes, let one begin with what takes longest, the whole graph: they end together."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

@@ -7,12 +7,13 @@
     python docs/results/drive-base/variants.py cost       # a step of two passes against one of the control
 
 Run in the project's root folder with DRIVE in data/raw/drive; a training takes about 12 minutes on one
-thread (`longer-…`: half an hour). The control is presets/drive-cpu.yaml without deep supervision and
-skeleton recall; its other keys are those that the preset has now. Trainings last 40 epochs (full frames: 50,
-or 160 for as many steps; `longer-…`: 100), and have six validation images instead of two, on which the epoch
-is chosen and threshold and hysteresis are fitted. Each seed has its own six. No test image is scored. A
-training that was interrupted goes on where it was, also with changed code or another number of threads: begin
-anew then, elsewhere.
+thread (`longer-…`: half an hour, a second pass and `equal-time-control` half as long again). The control
+is presets/drive-cpu.yaml without deep supervision and skeleton recall; its other keys are those that the
+preset has now. Trainings last 40 epochs (full frames: 50, or 160 for as many steps; `longer-…`: 100,
+`equal-time-control`: 157), and have six validation images instead of two, on which the epoch is chosen
+and threshold and hysteresis are fitted. Each seed has its own six. No test image is scored. A training
+that was interrupted goes on where it was, also with changed code or another number of threads: begin anew
+then, elsewhere.
 """
 
 import json
@@ -339,7 +340,10 @@ def views(out: Path, raw: Path) -> None:
 @main.command()
 @click.option("--rounds", default=12, show_default=True, help="Steps of each, in turn, after two to warm up.")
 def cost(rounds: int) -> None:
-    """Time a training step of the control and of two passes of several widths, on one thread."""
+    """Time a training step of the control and of two passes of several widths, on one thread.
+
+    Forward, loss, backward and Adam; not the loading, nor the weights' moving average.
+    """
     torch.set_num_threads(1)
     keep_freed_memory()
     preset = SegmenterParams.model_validate(read_yaml(PRESET)["segmenter"] | CONTROL)
