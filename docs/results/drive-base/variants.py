@@ -10,10 +10,10 @@ Run in the project's root folder with DRIVE in data/raw/drive; a training takes 
 thread (`longer-…`: half an hour, a second pass and `equal-time-control` half as long again). The control
 is presets/drive-cpu.yaml without deep supervision and skeleton recall; its other keys are those that the
 preset has now. Trainings last 40 epochs (full frames: 50, or 160 for as many steps; `longer-…`: 100,
-`equal-time-control`: 157), and have six validation images instead of two, on which the epoch is chosen
-and threshold and hysteresis are fitted. Each seed has its own six. No test image is scored. A training
-that was interrupted goes on where it was, also with changed code or another number of threads: begin anew
-then, elsewhere.
+`equal-time-control`: 157, `equal-pixels-control`: 129), and have six validation images instead of two, on
+which the epoch is chosen and threshold and hysteresis are fitted. Each seed has its own six. No test
+image is scored. A training that was interrupted goes on where it was, also with changed code or another
+number of threads: begin anew then, elsewhere.
 """
 
 import json
@@ -140,6 +140,10 @@ VARIANTS = {
         "one full frame a step instead of four crops, as many steps: 3.2 times the pixels",
         {"crop": None, "examples_per_frame": 1, "batch_size": 1, "validate_every": 20},  # 8 to choose from
         epochs=160,  # 40 · 16 / 4
+    ),
+    "equal-pixels-control": Variant(
+        "cross-entropy and Dice, as many pixels as full-frames-equal-steps",
+        epochs=129,  # 160 · (584 · 565) / (16 · 160²)
     ),
     "longer-control": Variant(
         f"cross-entropy and Dice, {LONGER} epochs", epochs=LONGER, control="longer-control"
