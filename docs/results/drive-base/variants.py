@@ -136,14 +136,16 @@ VARIANTS = {
         {"crop": None, "examples_per_frame": 1, "batch_size": 1},
         epochs=50,  # 40 · 16 · 160² / (584 · 565)
     ),
-    "full-frames-equal-steps": Variant(
-        "one full frame a step instead of four crops, as many steps: 3.2 times the pixels",
-        {"crop": None, "examples_per_frame": 1, "batch_size": 1, "validate_every": 20},  # 8 to choose from
-        epochs=160,  # 40 · 16 / 4
-    ),
     "equal-pixels-control": Variant(
         "cross-entropy and Dice, as many pixels as full-frames-equal-steps",
         epochs=129,  # 160 · (584 · 565) / (16 · 160²)
+        control="equal-pixels-control",
+    ),
+    "full-frames-equal-steps": Variant(
+        "one full frame a step instead of four crops, as many steps as 40 epochs and as many pixels as 129",
+        {"crop": None, "examples_per_frame": 1, "batch_size": 1, "validate_every": 20},  # 8 to choose from
+        epochs=160,  # 40 · 16 / 4
+        control="equal-pixels-control",
     ),
     "longer-control": Variant(
         f"cross-entropy and Dice, {LONGER} epochs", epochs=LONGER, control="longer-control"
