@@ -17,6 +17,7 @@ from tests.scripts import load_script
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/results/drive-base"
 SEEDS = ("seed-0", "seed-1", "seed-2")
+HALF_DIGITS = (4, 4, 4, 4, 3, 1, 3)  # of the columns of the table of half the epochs
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +115,20 @@ def test_every_variant_is_a_valid_training(variants: ModuleType) -> None:
             assert variant.network(params.architecture) is not None
 
 
-def test_equal_steps_are_equal(variants: ModuleType) -> None:
+def test_equal_steps_and_equal_pixels_are_equal(variants: ModuleType) -> None:
     preset = read_yaml(variants.PRESET)
-    counts = {}
-    for name in ("control", "full-frames-equal-steps"):
+    images = 20 - variants.VALIDATION_COUNT
+    steps, pixels = {}, {}
+    for name in ("control", "full-frames", "full-frames-equal-steps", "equal-pixels-control"):
         variant = variants.VARIANTS[name]
         params = SegmenterParams.model_validate(preset["segmenter"] | variants.CONTROL | variant.params)
-        images = 20 - variants.VALIDATION_COUNT
-        counts[name] = variant.epochs * images * params.examples_per_frame / params.batch_size
-    assert counts["control"] == counts["full-frames-equal-steps"] == 2240
+        examples = variant.epochs * images * params.examples_per_frame
+        steps[name] = examples / params.batch_size
+        pixels[name] = examples * (584 * 565 if params.crop is None else params.crop**2)
+    assert steps["control"] == steps["full-frames-equal-steps"] == 2240
+    assert steps["equal-pixels-control"] == 7224
+    assert pixels["full-frames"] == pytest.approx(pixels["control"], rel=0.01)
+    assert pixels["full-frames-equal-steps"] == pytest.approx(pixels["equal-pixels-control"], rel=0.01)
 
 
 def test_the_cost_of_two_passes_is_measured(variants: ModuleType) -> None:
@@ -130,6 +136,20 @@ def test_the_cost_of_two_passes_is_measured(variants: ModuleType) -> None:
     assert result.exit_code == 0, result.output
     ratios = [float(ratio) for ratio in re.findall(r"step, ([\d.]+) times the control's", result.output)]
     assert len(ratios) == 4 and ratios[0] == 1 and min(ratios) > 0
+
+
+def gains(variants: ModuleType, name: str, control: str, seed: int) -> dict[str, float]:
+    """What a variant's kept figures have more than those of its control."""
+    own, other = (
+        json.loads((variants.KEPT / f"{of}-{seed}.json").read_text(encoding="utf-8"))["figures"]
+        for of in (name, control)
+    )
+    return {figure: own[figure] - other[figure] for figure in own}
+
+
+def signed(value: float, digits: int) -> str:
+    """Write a difference as the page does: +.0012, −.013, −2."""
+    return f"{value:+.{digits}f}".replace("0.", ".", 1).replace("-", "−")
 
 
 @pytest.mark.parametrize(
@@ -148,17 +168,88 @@ def test_the_cost_of_two_passes_is_measured(variants: ModuleType) -> None:
 def test_the_tables_of_longer_trainings_follow_from_the_kept_figures(
     variants: ModuleType, head: str, name: str, control: str, seed: int
 ) -> None:
-    page = (PAGE / "choices.md").read_text(encoding="utf-8")
-    own, other = (
-        json.loads((variants.KEPT / f"{of}-{seed}.json").read_text(encoding="utf-8"))["figures"]
-        for of in (name, control)
-    )
-    gain = {figure: own[figure] - other[figure] for figure in own}
-
-    def signed(figure: str, digits: int) -> str:
-        return f"{gain[figure]:+.{digits}f}".replace("0.", ".", 1).replace("-", "−")
-
+    gain = gains(variants, name, control, seed)
     pairs = (("f1", 4), ("cldice", 3), ("thin_recall", 3))
-    cells = [f"{signed(of, n)} / {signed(f'kept_{of}', n)}" for of, n in pairs]
-    row = f"| {head} | {signed('auc', 4)} | {' | '.join(cells)} | {signed('components', 0)} |"
-    assert row in page
+    cells = [f"{signed(gain[of], n)} / {signed(gain[f'kept_{of}'], n)}" for of, n in pairs]
+    row = f"| {head} | {signed(gain['auc'], 4)} | {' | '.join(cells)} | {signed(gain['components'], 0)} |"
+    assert row in (PAGE / "choices.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "seeds"),
+    [
+        ("deep supervision and skeleton recall at half weight (seeds 0, 1, 2)", "deep-skeleton", 3),
+        ("skeleton recall alone (0, 1, 2)", "skeleton-recall", 3),
+        ("deep supervision alone (0, 1, 2)", "deep-supervision", 3),
+        ("soft-clDice (0, 1, 2)", "cldice", 3),
+        ("second pass, as in W-Net (0, 1, 2)", "second-pass", 3),
+        ("full frames, as many pixels (0, 1)", "full-frames", 2),
+    ],
+)
+def test_the_table_of_short_trainings_follows_from_the_kept_figures(
+    variants: ModuleType, head: str, name: str, seeds: int
+) -> None:
+    found = [gains(variants, name, "control", seed) for seed in range(seeds)]
+    columns = (("auc", 4), ("f1", 4), ("cldice", 3), ("thin_recall", 3))
+    cells = [" ".join(signed(gain[of], digits) for gain in found) for of, digits in columns]
+    assert f"| {head} | {' | '.join(cells)} |" in (PAGE / "choices.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "control", "seeds", "sentence"),
+    [
+        (
+            "longer-deep-skeleton",
+            "longer-control",
+            (3, 4),
+            "Mean F1 is {f1} below it, mean AUC {auc} above: **not adopted**",
+        ),
+        ("longer-second-pass", "longer-control", (3, 4), "Mean F1 is {f1} above it: **not adopted**"),
+        ("equal-time-control", "longer-control", (3, 4), "brings mean F1 +{f1} where the second pass"),
+        (
+            "full-frames-equal-steps",
+            "equal-pixels-control",
+            (0, 1),
+            "Mean F1 is {f1} *below* it, mean AUC {auc}, recall of thin vessels {thin_recall}: **crops",
+        ),
+    ],
+)
+def test_the_means_that_decide_follow_from_the_kept_figures(
+    variants: ModuleType, name: str, control: str, seeds: tuple[int, ...], sentence: str
+) -> None:
+    page = " ".join((PAGE / "choices.md").read_text(encoding="utf-8").split())
+    digits = {"f1": 4, "auc": 4, "thin_recall": 3}
+    means = {
+        of: signed(float(np.mean([gains(variants, name, control, seed)[of] for seed in seeds])), n)
+        for of, n in digits.items()
+    }
+    for of, sign in (("below", "−"), ("*below*", "−"), ("above", "+")):
+        if f"{{f1}} {of} it" in sentence:
+            assert means["f1"][0] == sign
+    assert sentence.format(**{of: mean[1:] for of, mean in means.items()}) in page
+
+
+def test_the_table_of_half_the_epochs_follows_from_the_kept_figures(summary: ModuleType) -> None:
+    page = (PAGE / "choices.md").read_text(encoding="utf-8")
+    rows = []
+    for seed in SEEDS:
+        folder = PAGE / "half-the-epochs/figures" / seed
+        full, fov, shapes = (
+            summary.load(folder, file) for file in ("full_frame.json", "metrics.json", "topology.json")
+        )
+        rows.append(
+            [
+                full["pooled"]["f1"],
+                full["pooled"]["auc"],
+                fov["pooled"]["f1"],
+                fov["pooled"]["auc"],
+                shapes["mean"]["cldice"],
+                shapes["mean"]["components"],
+                shapes["pooled"]["thin_recall"],
+            ]
+        )
+        row = " | ".join(f"{value:.{n}f}" for value, n in zip(rows[-1], HALF_DIGITS, strict=True))
+        assert f"| 120 epochs, {seed.replace('-', ' ')} | {row} |" in page
+    mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
+    cells = [f"{m:.{n}f} ± {s:.{n}f}" for m, s, n in zip(mean, spread, HALF_DIGITS, strict=True)]
+    assert f"| mean ± sd | {' | '.join(cells)} | |" in page.replace("*", "")

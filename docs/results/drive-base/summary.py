@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt
 
 from pipeline.binarise import Binarisation
 from pipeline.checks import read_item
-from pipeline.errors import Problems
+from pipeline.errors import Problems, UserError
 from pipeline.images import read_probability, write_png
 from pipeline.overlay import comparison_overlay, with_legend
 from pipeline.readers.raw import open_raw
@@ -76,8 +76,8 @@ def main(
     ]
     if models:
         parts.append(weights_table(dict(zip(names, models, strict=True))))
-    (into / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     draw_masks(evaluations[0], into)
+    (into / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     for folder in evaluations:
         keep_figures(folder, into)
     if models:
@@ -302,4 +302,7 @@ def draw_curves(models: dict[str, Path], into: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(str(error)) from None

@@ -344,7 +344,13 @@ def views(out: Path, raw: Path) -> None:
 
 
 @main.command()
-@click.option("--rounds", default=12, show_default=True, help="Steps of each, in turn, after two to warm up.")
+@click.option(
+    "--rounds",
+    default=12,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Steps of each, in turn, after two to warm up.",
+)
 def cost(rounds: int) -> None:
     """Time a training step of the control and of two passes of several widths, on one thread.
 
