@@ -20,6 +20,8 @@ def models() -> pd.DataFrame:
     run, control = (
         pd.read_csv(PAGE / f"figures/{name}.csv", dtype={"id": str}) for name in ("run", "control")
     )
+    base = [model_rows(table, "base", "fov").drop(columns="model") for table in (run, control)]
+    pd.testing.assert_frame_equal(*base)  # or the control would be compared with another base model
     retrained = control[control.model == "retrained"]
     return pd.concat([run, retrained.assign(model="control")], ignore_index=True)
 
@@ -44,6 +46,8 @@ def test_the_page_says_what_the_comparisons_give(models: pd.DataFrame) -> None:
     ):
         assert sentence in page
     assert max(control.p, against.p) < 0.001
+    hits, alarms, misses = f1_counts(model_rows(models, "control", "fov")).sum(axis=0)
+    assert f"reaches F1 {2 * hits / (2 * hits + alarms + misses):.4f}, AUC" in page
 
 
 @pytest.mark.parametrize(
@@ -56,13 +60,28 @@ def test_the_pages_rows_follow_from_the_kept_figures(models: pd.DataFrame, title
         rows = model_rows(models, model, region)
         hits, alarms, misses = f1_counts(rows).sum(axis=0)
         others = rows["true_negative"].sum()
+        specificity, precision = others / (others + alarms), hits / (hits + alarms)
         expected = np.array(
             [
                 2 * hits / (2 * hits + alarms + misses),
                 hits / (hits + misses),
-                others / (others + alarms),
-                hits / (hits + alarms),
+                specificity,
+                precision,
                 (hits + others) / (hits + alarms + misses + others),
             ]
         )
-        assert f"| {model} | {' | '.join(f'{value:.4f}' for value in expected)} |" in table
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {model} |")]
+        assert row.startswith(f"| {model} | {' | '.join(f'{value:.4f}' for value in expected)} |")
+        assert row.endswith(f"| {2 * precision * specificity / (precision + specificity):.4f} |")
+
+
+def test_the_pages_shapes_follow_from_the_kept_figures(models: pd.DataFrame) -> None:
+    page = (PAGE / "README.md").read_text(encoding="utf-8").split("| inside the field of view | clDice", 1)[1]
+    for model in ("base", "retrained", "ensemble"):
+        rows = model_rows(models, model, "fov")
+        thin = rows["thin_found"].sum() / rows["thin_centreline"].sum()
+        thick = rows["thick_found"].sum() / rows["thick_centreline"].sum()
+        (row,) = [line for line in page.split("\n\n")[0].splitlines() if line.startswith(f"| {model} |")]
+        found = [cell.split(" [")[0] for cell in row.strip("| ").split(" | ")[1:]]
+        expected = [rows["cldice"].mean(), thin, thick, rows["components"].mean()]
+        assert found == [f"{value:.{n}f}" for value, n in zip(expected, (3, 3, 3, 1), strict=True)]
